@@ -1,0 +1,970 @@
+#!/usr/bin/env python3
+"""Llama 2 inference in plain Python, exact to the bit.
+
+    python3 llama2.py                                                   # the embedded model tells a story
+    python3 llama2.py stories42M.bin -i "Once upon a time" -n 100 -s 42 # any float checkpoint of llama2.c
+
+It follows llama2.c's run.c section by section, with the standard library alone, but: its arithmetic is defined to the
+bit (below), matrices are split over worker processes (--workers), and a run can leave a log that proves it (trace.py).
+Quantized checkpoints (version 2) are left out.
+
+    x        activations, a tuple of dim floats          l    layer, 0 .. n_layers - 1
+    q, k, v  query, key, value                           h    head, 0 .. n_heads - 1
+    w        weights                                     hs   head size, dim / n_heads
+    pos      position in the sequence                    kv   key and value heads; n_heads / n_kv_heads queries share one
+    logits   unnormalized log-probabilities, (vocab)     R    rounding to binary32, to the nearest, ties to even
+"""
+import argparse
+import codecs
+import hashlib
+import mmap
+import multiprocessing
+import os
+import re
+import signal
+import struct
+import sys
+import time
+from array import array
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from heapq import heapify, heappop, heappush
+from itertools import accumulate, chain, repeat
+from math import cos, dist, exp, fsum, hypot, inf, isfinite, nan, sin, sqrt
+from operator import add, mul, neg, sub, truediv
+from struct import pack, unpack
+
+# ----------------------------------------------------------------------------
+# Arithmetic. Every number is a binary32 value held in a Python float. An operation on two of them is done in binary64
+# and rounded by R: for + - * / and sqrt that is the correctly rounded binary32 result, since 53 >= 2 * 24 + 2 bits.
+
+
+def R(values):
+    """A tuple of the values rounded to binary32; too large a value becomes inf. struct does this as one loop in C."""
+    form = f"{len(values)}f"
+    return unpack(form, pack(form, *values))
+
+
+def r(value):
+    """One value rounded to binary32."""
+    return unpack("f", pack("f", value))[0]
+
+
+class Exact:
+    """The dialect `exact`: sums are the exact real sum, rounded to binary64 and then to binary32, and exp, cos, sin, pow are
+    correctly rounded to binary32. No result depends on an order of summation or on a C library.
+
+    It is made fast by Ziv's test: guess in binary64, bound the guess's error by a margin, and if guess - margin and guess
+    + margin round to the same binary32, that is the result. Else, about once in 100,000 times, follow the definition.
+    """
+
+    name = "exact"
+
+    @staticmethod
+    def dot(a, b):
+        """The definition of a dot product."""
+        return r(fsum(map(mul, a, b)))
+
+    @staticmethod
+    def total(values):
+        return r(fsum(values))
+
+    class Matrix:
+        """Rows, each with its squared length beside it: dots needs both."""
+
+        def __init__(self, rows=()):
+            self.rows = list(rows)
+            self.squares = [hypot(*row) ** 2 for row in self.rows]
+            self.largest = max(self.squares, default=0.0)
+
+        def append(self, row):
+            self.rows.append(row)
+            self.squares.append(hypot(*row) ** 2)
+            self.largest = max(self.largest, self.squares[-1])
+
+        def cut(self, n):
+            """Keep the first n rows."""
+            del self.rows[n:], self.squares[n:]
+
+        def __len__(self):
+            return len(self.rows)
+
+    @staticmethod
+    def dots(matrix, x):
+        """matrix (n, d), x (d) -> (n): the dot product of every row w with x.
+
+        The guess is w.x = |w + x/2|^2 - |w|^2 - |x/2|^2. The first term is math.dist, the one loop of the standard
+        library that runs over two vectors in C and is accurate to an ulp (twice as fast as math.sumprod). The guess's
+        error is then below 3 * 2^-50 of |w|^2 + |x/2|^2, and the margin is twice that for the longest row.
+        """
+        y = tuple([-0.5 * v for v in x])
+        square = hypot(*y) ** 2
+        if not isfinite(square):
+            return (nan,) * len(matrix)  # which will be seen in the logits
+        margin = (matrix.largest + square) * 2.0**-47
+        up, down = square - margin, square + margin
+        guess = [d * d - s for d, s in zip(map(dist, matrix.rows, repeat(y)), matrix.squares)]
+        form = f"{len(guess)}f"
+        low, high = pack(form, *[g - down for g in guess]), pack(form, *[g - up for g in guess])
+        if low == high:  # compared as bytes, since -0.0 == 0.0
+            return unpack(form, low)
+        result = list(unpack(form, low))
+        for i, (a, b) in enumerate(zip(memoryview(low).cast("I"), memoryview(high).cast("I"))):
+            if a != b:
+                result[i] = Exact.dot(matrix.rows[i], x)
+        return tuple(result)
+
+    @staticmethod
+    def combine(rows, weights):
+        """rows (n, d), weights (n) -> (d): the sum of the rows, each times its weight; a dot product for every column."""
+        return Exact.dots(Exact.Matrix(zip(*rows)), weights)
+
+    @staticmethod
+    def exps(values):
+        """exp of every value; inf where it is too large."""
+        guess = [exp(v) if v < 100 else inf for v in values]  # exp(100) is far beyond binary32
+        form = f"{len(guess)}f"
+        low, high = pack(form, *[g * (1 - 2.0**-50) for g in guess]), pack(form, *[g * (1 + 2.0**-50) for g in guess])
+        if low == high:
+            return unpack(form, low)
+        return tuple([certified(g, lambda d, v=v: d(v).exp()) for g, v in zip(guess, values)])
+
+    @staticmethod
+    def pow(a, b):
+        return certified(a**b, lambda d: d(a) ** d(b))
+
+    @staticmethod
+    def cos(a):
+        return certified(cos(a), lambda d: decimal_cos(d(a)))
+
+    @staticmethod
+    def sin(a):
+        return certified(sin(a), lambda d: decimal_cos(d(a) - PI / 2))
+
+
+PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798")
+
+
+def decimal_cos(a):
+    """The cosine of a decimal, to the context's precision: Taylor's series after taking off whole turns."""
+    a -= (a / (2 * PI)).to_integral_value() * 2 * PI
+    term, result, n = Decimal(1), Decimal(0), 0
+    while result + term != result:
+        result, n = result + term, n + 2
+        term = -term * a * a / (n * (n - 1))
+    return result
+
+
+def certified(guess, exactly):
+    """The binary32 nearest to a number that is no tie, from a binary64 guess good to 2^-50 and a function that works the
+    number out in decimal. The guess leaves at most two neighbouring candidates; the number is on one side of their middle.
+    """
+    low, high = sorted(R((guess * (1 - 2.0**-50), guess * (1 + 2.0**-50))))
+    if low == high:
+        return low
+    with localcontext() as context:
+        context.prec = 80
+        middle = (Decimal(low) + Decimal(min(high, 2.0**128))) / 2  # what rounds to inf begins at the middle before 2^128
+        return high if exactly(Decimal) > middle else low
+
+
+class C:
+    """The dialect `c`: sums run left to right, every product and every partial sum rounded, and exp, cos, sin, pow are
+    the C library's: the bits of llama2.c (built without -ffast-math and without FMA contraction) and of llama2-rs.
+    """
+
+    name = "c"
+
+    class Matrix:
+        """Columns, since a partial sum is taken for all rows at once: R rounds many numbers at little more than one's cost."""
+
+        def __init__(self, rows=()):
+            self.columns = [array("f", column) for column in zip(*rows)]
+
+        def append(self, row):
+            if not self.columns:
+                self.columns = [array("f") for _ in row]
+            for column, value in zip(self.columns, row):
+                column.append(value)
+
+        def cut(self, n):
+            for column in self.columns:
+                del column[n:]
+
+        def __len__(self):
+            return len(self.columns[0]) if self.columns else 0
+
+    @staticmethod
+    def dot(a, b):
+        return C.total(R([u * v for u, v in zip(a, b)]))
+
+    @staticmethod
+    def total(values):
+        *_, last = running_sums(values)
+        return last
+
+    @staticmethod
+    def dots(matrix, x):
+        """matrix (n, d), x (d) -> (n): the dot product of every row with x."""
+        return C.combine(matrix.columns, x)
+
+    @staticmethod
+    def combine(rows, weights):
+        """rows (n, d), weights (n) -> (d): the sum of the rows, each times its weight."""
+        form = f"{len(rows[0])}f"
+        sums = (0.0,) * len(rows[0])
+        for row, weight in zip(rows, weights):
+            products = unpack(form, pack(form, *[value * weight for value in row]))
+            sums = unpack(form, pack(form, *map(add, sums, products)))
+        return sums
+
+    @staticmethod
+    def exps(values):
+        return tuple(map(libm("expf", 1), values))
+
+    @staticmethod
+    def pow(a, b):
+        return libm("powf", 2)(a, b)
+
+    @staticmethod
+    def cos(a):
+        return libm("cosf", 1)(a)
+
+    @staticmethod
+    def sin(a):
+        return libm("sinf", 1)(a)
+
+
+def libm(name, arguments, found={}):
+    """A function of the C library on binary32 values."""
+    if name not in found:
+        import ctypes
+        import ctypes.util
+        try:
+            found[name] = getattr(ctypes.CDLL(ctypes.util.find_library("m")), name)
+        except (OSError, AttributeError):
+            raise ValueError(f"the C library's {name} is not to be found; the arithmetic `exact` needs none") from None
+        found[name].restype, found[name].argtypes = ctypes.c_float, [ctypes.c_float] * arguments
+    return found[name]
+
+
+ARITHMETIC = {"exact": Exact, "c": C}
+
+
+def running_sums(values):
+    """The sums of the first 1, 2, ... values, left to right, each rounded, starting from 0."""
+    return accumulate(values, lambda total, value: unpack("f", pack("f", total + value))[0])
+
+
+def softmax(arithmetic, values):
+    highest = max(values)
+    e = arithmetic.exps(R([v - highest for v in values]))
+    total = arithmetic.total(e)
+    return R([v / total for v in e])
+
+
+def rmsnorm(arithmetic, x, weight):
+    """x (d), weight (d) -> (d)"""
+    s = arithmetic.dot(x, x)
+    s = r(r(s / len(x)) + r(1e-5))
+    s = r(1.0 / r(sqrt(s)))
+    return R([w * v for w, v in zip(weight, R([s * v for v in x]))])
+
+
+# ----------------------------------------------------------------------------
+# Checkpoint: the file formats of llama2.c's export.py, versions 0 and 1
+
+
+@dataclass
+class Config:
+    dim: int         # of the activations
+    hidden_dim: int  # of the feed-forward layers
+    n_layers: int
+    n_heads: int     # of queries
+    n_kv_heads: int  # of keys and values: as many (multi-head), fewer (grouped), one (multi-query)
+    vocab_size: int
+    seq_len: int     # the longest sequence: the context
+
+    @property
+    def head_size(self):
+        return self.dim // self.n_heads
+
+
+class Checkpoint:
+    """A checkpoint file, mapped into memory: its config, and its weights wherever one asks for them.
+
+    Raises ValueError, naming the file, the field and the values, if the file is not a whole checkpoint.
+    """
+
+    MAGIC = 0x616B3432  # "ak42": version 1 or later; version 0 has no magic
+
+    def __init__(self, path):
+        self.path = path
+        with open(path, "rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            if self.size < 28:
+                raise ValueError(f"{path}: {self.size} bytes are too few for a checkpoint's header of 28")
+            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            self._read_header()
+        except ValueError:
+            self.close()
+            raise
+
+    def _read_header(self):
+        def need(condition, field, value, wanted):
+            if not condition:
+                raise ValueError(f"{self.path}: {field} is {value}, must be {wanted}")
+
+        magic, version = struct.unpack_from("<Ii", self.data)
+        if magic == self.MAGIC:
+            need(version != 2, "version", 2, "0 or 1: int8 checkpoints are not supported")
+            need(version == 1, "version", version, "1")
+            need(self.size >= 256, "size", f"{self.size} bytes", "at least the header's 256")
+            *fields, shared = struct.unpack_from("<7iB", self.data, 8)
+            need(shared in (0, 1), "shared_classifier", shared, "0 or 1")
+        else:
+            fields = list(struct.unpack_from("<7i", self.data))
+            shared, fields[5] = fields[5] > 0, abs(fields[5])
+        self.config = c = Config(*fields)
+        for field, value in vars(c).items():
+            need(0 < value < 2**24, field, value, "1 to 16777215 (is this a checkpoint of llama2.c?)")
+        need(c.dim % c.n_heads == 0, "dim", c.dim, f"a multiple of n_heads, {c.n_heads}")
+        need(c.n_heads % c.n_kv_heads == 0, "n_heads", c.n_heads, f"a multiple of n_kv_heads, {c.n_kv_heads}")
+        need(c.head_size % 2 == 0, "dim / n_heads", c.head_size, "even")
+
+        kv_dim = c.n_kv_heads * c.head_size
+        norms = {"rms_att": (c.n_layers, 1, c.dim), "rms_ffn": (c.n_layers, 1, c.dim), "rms_final": (1, 1, c.dim)}
+        shapes = {
+            "embedding": (1, c.vocab_size, c.dim),
+            "rms_att": norms["rms_att"],
+            "wq": (c.n_layers, c.dim, c.dim),
+            "wk": (c.n_layers, kv_dim, c.dim),
+            "wv": (c.n_layers, kv_dim, c.dim),
+            "wo": (c.n_layers, c.dim, c.dim),
+            "rms_ffn": norms["rms_ffn"],
+            "w1": (c.n_layers, c.hidden_dim, c.dim),
+            "w2": (c.n_layers, c.dim, c.hidden_dim),
+            "w3": (c.n_layers, c.hidden_dim, c.dim),
+            "rms_final": norms["rms_final"],
+            "rope_tables": (2, c.seq_len, c.head_size // 2),  # of version 0, read by nobody
+            "classifier": (1, c.vocab_size, c.dim),
+        }
+        if magic == self.MAGIC:  # the norms come first
+            shapes = {**norms, **{name: shape for name, shape in shapes.items() if name not in norms}}
+            del shapes["rope_tables"]
+        if shared:
+            del shapes["classifier"]
+        self.tensors, offset = {}, 256 if magic == self.MAGIC else 28
+        for name, (layers, rows, columns) in shapes.items():
+            self.tensors[name] = offset, rows, columns
+            offset += 4 * layers * rows * columns
+        need(self.size == offset, "size", f"{self.size} bytes", f"{offset} for " + ", ".join(
+            f"{field} {value}" for field, value in vars(c).items()))
+        self.tensors.setdefault("classifier", self.tensors["embedding"])
+        self.weights = offset // 4
+
+    def rows(self, name, layer=0, first=0, last=None):
+        """The rows first .. last - 1 of a layer's matrix, one tuple of floats after the other."""
+        offset, rows, columns = self.tensors[name]
+        last = rows if last is None else last
+        start = offset + 4 * columns * (layer * rows + first)
+        native = "" if sys.byteorder == "little" else "<"  # what the machine has anyway is read faster
+        with memoryview(self.data)[start:start + 4 * columns * (last - first)] as window:
+            yield from struct.iter_unpack(f"{native}{columns}f", window)
+
+    def row(self, name, layer=0, index=0):
+        return next(self.rows(name, layer, index, index + 1))
+
+    def sha256(self):
+        return hashlib.sha256(self.data).hexdigest()
+
+    def close(self):
+        self.data.close()
+
+
+# ----------------------------------------------------------------------------
+# Transformer: what one process computes, and the forward pass over all of them
+
+
+def share(n, index, count):
+    """The part of range(n) that falls to the process `index` of `count`."""
+    return range(n * index // count, n * (index + 1) // count)
+
+
+def finite(row, checkpoint, name, layer=0):
+    """The row, if it holds finite numbers only."""
+    if not isfinite(sum(row)):
+        raise ValueError(f"{checkpoint.path}: {name} of layer {layer} holds a weight that is not finite")
+    return row
+
+
+class Shard:
+    """One process's part of the model: some heads of every layer with their keys and values, and some rows of every other
+    matrix. A model in one process is the shard 0 of 1. Each method takes the vectors of consecutive positions at once.
+    """
+
+    def __init__(self, checkpoint, arithmetic, index=0, count=1):
+        self.arithmetic, self.config = arithmetic, checkpoint.config
+        c, hs = self.config, self.config.head_size
+        self.group = c.n_heads // c.n_kv_heads  # query heads that share a key and value head
+        self.heads = share(c.n_heads, index, count)
+        self.kv_heads = range(self.heads.start // self.group, -(-self.heads.stop // self.group)) if self.heads else range(0)
+        # two shards may keep the same key and value head; it is reported by the one that has its first query head
+        self.reported = [g for g in self.kv_heads if g * self.group in self.heads]
+        parts = {"wq": (self.heads.start * hs, self.heads.stop * hs)}
+        parts["wk"] = parts["wv"] = (self.kv_heads.start * hs, self.kv_heads.stop * hs)
+        for name, n in {"wo": c.dim, "w1": c.hidden_dim, "w3": c.hidden_dim, "w2": c.dim, "classifier": c.vocab_size}.items():
+            rows = share(n, index, count)
+            parts[name] = rows.start, rows.stop
+        self.matrices = {
+            name: [self._matrix(checkpoint, name, l, *part) for l in range(1 if name == "classifier" else c.n_layers)]
+            for name, part in parts.items()}
+        self.keys = [{g: arithmetic.Matrix() for g in self.kv_heads} for _ in range(c.n_layers)]  # (pos, hs) each
+        self.values = [{g: [] for g in self.kv_heads} for _ in range(c.n_layers)]                 # (pos, hs) each
+        self.angles = []  # of each position: the cosines and the sines, (hs / 2) each
+
+    def _matrix(self, checkpoint, name, layer, first, last):
+        return self.arithmetic.Matrix(finite(row, checkpoint, name, layer) for row in checkpoint.rows(name, layer, first, last))
+
+    def rows(self, name, layer, xs):
+        """xs (positions, d) -> (positions, rows of this part): a matrix times each vector."""
+        return [self.arithmetic.dots(self.matrices[name][layer], x) for x in xs]
+
+    def rope(self, x, pos):
+        """Rotary position embedding of whole heads: neighbours (2i, 2i + 1) turn by pos / 10000^(2i / hs)."""
+        A, hs = self.arithmetic, self.config.head_size
+        while len(self.angles) <= pos:
+            turns = [r(len(self.angles) * r(1.0 / A.pow(10000.0, r(2 * i / hs)))) for i in range(hs // 2)]
+            self.angles.append(([A.cos(a) for a in turns], [A.sin(a) for a in turns]))
+        c, s = (part * (len(x) // hs) for part in self.angles[pos])
+        a, b = x[0::2], x[1::2]
+        rotated = [0.0] * len(x)
+        rotated[0::2] = R(list(map(sub, R(list(map(mul, a, c))), R(list(map(mul, b, s))))))
+        rotated[1::2] = R(list(map(add, R(list(map(mul, a, s))), R(list(map(mul, b, c))))))
+        return tuple(rotated)
+
+    def attention(self, l, pos, xs, observed):
+        """xs (positions, dim), the normalized activations from pos on -> for each position, of this part's heads: the
+        attention, and if observed, before it q, k, v and the heads' softmax weights."""
+        hs, keys, values = self.config.head_size, self.keys[l], self.values[l]
+        scale = r(sqrt(hs))
+        results = []
+        for q, k, v in zip(self.rows("wq", l, xs), self.rows("wk", l, xs), self.rows("wv", l, xs)):
+            q, k = self.rope(q, pos), self.rope(k, pos)
+            for i, g in enumerate(self.kv_heads):
+                keys[g].cut(pos)
+                keys[g].append(k[i * hs:(i + 1) * hs])
+                values[g][pos:] = [v[i * hs:(i + 1) * hs]]
+            weights, attention = [], []
+            for i, h in enumerate(self.heads):
+                g = h // self.group
+                scores = self.arithmetic.dots(keys[g], q[i * hs:(i + 1) * hs])
+                weight = softmax(self.arithmetic, R([s / scale for s in scores]))
+                weights.extend(weight)
+                attention.extend(self.arithmetic.combine(values[g], weight))
+            if observed:
+                mine = slice((len(self.kv_heads) - len(self.reported)) * hs, None)
+                results.append((q, k[mine], v[mine], weights, attention))
+            else:
+                results.append((attention,))
+            pos += 1
+        return results
+
+    def swiglu(self, l, xs, observed):
+        """xs (positions, dim) -> for each position, of this part's rows of w1 and w3: silu(gate) * up, and if observed,
+        before it gate and up."""
+        results = []
+        for gate, up in zip(self.rows("w1", l, xs), self.rows("w3", l, xs)):
+            e = self.arithmetic.exps([-a for a in gate])
+            sigmoid = R([1.0 / v for v in R([1.0 + v for v in e])])
+            swiglu = R(list(map(mul, R(list(map(mul, gate, sigmoid))), up)))
+            results.append((gate, up, swiglu) if observed else (swiglu,))
+        return results
+
+
+def work(connection, other_end, path, arithmetic, index, count):
+    """A worker process: answers calls of its shard's methods until the other end of the connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    other_end.close()
+    try:
+        shard = Shard(Checkpoint(path), arithmetic, index, count)
+        while True:
+            method, args = connection.recv()
+            connection.send(getattr(shard, method)(*args))
+    except EOFError:
+        pass
+    except (ValueError, OSError) as error:
+        connection.send(error)
+
+
+class Transformer:
+    """A model: Transformer(path, arithmetic="exact", workers=1), to be closed, or used in a `with`.
+
+    workers is the number of processes, this one included; any number gives the same bits.
+    Raises ValueError or OSError for a file that is not a checkpoint, and ChildProcessError if a worker dies.
+    """
+
+    def __init__(self, path, arithmetic="exact", workers=1):
+        self.arithmetic = ARITHMETIC[arithmetic]
+        self.processes = []
+        self.length = 0  # positions computed: the length of the key and value cache
+        self.checkpoint = Checkpoint(path)
+        self.config = self.checkpoint.config
+        try:
+            for index in range(1, workers):
+                self._start_worker(index, workers)
+            self.shard = Shard(self.checkpoint, self.arithmetic, 0, workers)
+            layers = range(self.config.n_layers)
+            self.rms_att = [self.checkpoint.row("rms_att", l) for l in layers]  # (n_layers, dim)
+            self.rms_ffn = [self.checkpoint.row("rms_ffn", l) for l in layers]  # (n_layers, dim)
+            self.rms_final = self.checkpoint.row("rms_final")                   # (dim)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start_worker(self, index, count):
+        here, there = multiprocessing.Pipe()
+        process = multiprocessing.Process(target=work, daemon=True, args=(
+            there, here, self.checkpoint.path, self.arithmetic, index, count))
+        process.start()
+        there.close()
+        self.processes.append((process, here))
+
+    def _all(self, method, *args):
+        """Call a method of every shard, at the same time; the answers in the shards' order."""
+        index = 0
+        try:
+            for index, (_, connection) in enumerate(self.processes, 1):
+                connection.send((method, args))
+            answers = [getattr(self.shard, method)(*args)]
+            for index, (_, connection) in enumerate(self.processes, 1):
+                answers.append(connection.recv())
+        except (EOFError, ConnectionError):
+            process, _ = self.processes[index - 1]
+            process.join(1)
+            raise ChildProcessError(f"worker {index} of {len(self.processes)} ended, exit code {process.exitcode}") from None
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    def _rows(self, name, l, xs):
+        """xs (positions, d) -> (positions, n): a whole matrix times each vector."""
+        return [tuple(chain(*parts)) for parts in zip(*self._all("rows", name, l, xs))]
+
+    def forward(self, token, pos, observe=None):
+        """One step: the token at position pos -> logits, an array("f") of vocab_size.
+
+        Positions before pos must have been computed; those after it are forgotten. observe(layer, op, values) is called
+        with the result of every operation that DESIGN names, in order; layer is None outside the layers.
+        """
+        return self.batch([token], pos, [observe] if observe else [])[0]
+
+    def batch(self, tokens, pos, observers=(), skip=0):
+        """The forward pass over tokens at the positions from pos on, as run.c's forward does it for one token.
+
+        Returns the logits of each position but the first `skip`. observers holds a function for each position, or none.
+        """
+        if not 0 <= pos <= self.length or pos + len(tokens) > self.config.seq_len:
+            raise ValueError(f"position {pos + len(tokens) - 1} is not next after {self.length} or exceeds {self.config.seq_len}")
+        for token in tokens:
+            if not 0 <= token < self.config.vocab_size:
+                raise ValueError(f"token {token} is not in {self.checkpoint.path}'s vocabulary of {self.config.vocab_size}")
+        A, c, observed = self.arithmetic, self.config, bool(observers)
+
+        def see(l, op, vectors):
+            for observe, vector in zip(observers, vectors):
+                observe(l, op, vector)
+            return vectors
+
+        def join(l, ops, answers):
+            """Put the shards' parts of each operation together; return the last operation's vectors."""
+            for op, *parts in zip(ops if observed else ops[-1:], *[zip(*positions) for positions in answers]):
+                vectors = see(l, op, [tuple(chain(*vector)) for vector in zip(*parts)])
+            return vectors
+
+        xs = see(None, "embedding", [finite(self.checkpoint.row("embedding", 0, token), self.checkpoint, "embedding")
+                                     for token in tokens])                                        # (positions, dim)
+        for l in range(c.n_layers):
+            # attention, and the residual connection around it
+            normed = see(l, "attention_norm", [rmsnorm(A, x, self.rms_att[l]) for x in xs])
+            heads = join(l, ["q", "k", "v", "weights", "attention"], self._all("attention", l, pos, normed, observed))
+            out = see(l, "attention_out", self._rows("wo", l, heads))
+            xs = see(l, "attention_residual", [R(list(map(add, x, y))) for x, y in zip(xs, out)])
+            # the feed-forward network, and the residual connection around it
+            normed = see(l, "ffn_norm", [rmsnorm(A, x, self.rms_ffn[l]) for x in xs])
+            hidden = join(l, ["gate", "up", "swiglu"], self._all("swiglu", l, normed, observed))  # (positions, hidden_dim)
+            out = see(l, "ffn_out", self._rows("w2", l, hidden))
+            xs = see(l, "ffn_residual", [R(list(map(add, x, y))) for x, y in zip(xs, out)])
+        xs = see(None, "final_norm", [rmsnorm(A, x, self.rms_final) for x in xs])
+        self.length = pos + len(tokens)
+        logits = [array("f", row) for row in self._rows("classifier", 0, xs[skip:])]
+        for row in logits:
+            if not isfinite(sum(row)):
+                raise ValueError(f"{self.checkpoint.path}: the logits are not finite: the checkpoint is corrupt")
+        return logits
+
+    def reset(self):
+        """Forget all positions."""
+        self.length = 0
+
+    def close(self):
+        """End the workers and let go of the file."""
+        for process, connection in self.processes:
+            connection.close()  # at which a worker ends
+        for process, connection in self.processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+        self.processes = []
+        self.checkpoint.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+# ----------------------------------------------------------------------------
+# Tokenizer: byte-pair encoding, with single bytes for what the vocabulary lacks
+
+BOS, EOS = 1, 2
+
+
+class Tokenizer:
+    """Text to tokens and back, as run.c's encode and decode do it: Tokenizer("tokenizer.bin", vocab_size).
+
+    Raises ValueError, naming the file, if the file is malformed. Bytes after the last token are not looked at.
+    """
+
+    def __init__(self, path, vocab_size):
+        with open(path, "rb") as file:
+            data = file.read(2**28)
+        self.path, self.sha256 = path, hashlib.sha256(data).hexdigest()
+        self.vocab, self.scores = [], []  # token -> its bytes, its score
+        offset = 4                        # the longest token's length comes first, and is not needed
+        for token in range(vocab_size):
+            if len(data) < offset + 8:
+                raise ValueError(f"{path}: ends within token {token}; the checkpoint has {vocab_size}")
+            score, length = struct.unpack_from("<fi", data, offset)
+            offset += 8
+            if not 0 <= length <= len(data) - offset:
+                raise ValueError(f"{path}: token {token} has length {length}, but {len(data) - offset} bytes are left")
+            self.vocab.append(data[offset:offset + length])
+            self.scores.append(score)
+            offset += length
+        self.tokens = {}  # bytes -> the first such token
+        for token, piece in enumerate(self.vocab):
+            self.tokens.setdefault(piece, token)
+
+    def encode(self, text, bos=True):
+        """Text -> tokens. What is not UTF-8 in it (surrogate escapes, PEP 383) is taken byte by byte.
+
+        Adjacent tokens whose concatenation is a token merge, the best-scored pair first, the leftmost on a tie. A heap
+        keeps the pairs, a linked list the tokens that are left, so n characters take n log n steps.
+        """
+        tokens = [self.tokens[b" "]] if text and b" " in self.tokens else []
+        for character in text:
+            piece = character.encode("utf-8", "surrogateescape")
+            tokens += [self.tokens[piece]] if piece in self.tokens else [byte + 3 for byte in piece]
+        if max(tokens, default=0) >= len(self.vocab):
+            raise ValueError(f"{self.path}: a vocabulary of {len(self.vocab)} has no token for every byte of the text")
+        right = list(range(1, len(tokens) + 1))  # the index of the next token that is left
+        left = list(range(-1, len(tokens) - 1))
+        heap = []
+
+        def consider(i, j):
+            pair = self.tokens.get(self.vocab[tokens[i]] + self.vocab[tokens[j]])
+            if pair is not None and self.scores[pair] > -1e10:  # as low as run.c looks
+                heappush(heap, (-self.scores[pair], i, j, tokens[i], tokens[j], pair))
+
+        for i in range(len(tokens) - 1):
+            consider(i, i + 1)
+        while heap:
+            _, i, j, first, second, pair = heappop(heap)
+            if tokens[i] != first or tokens[j] != second or right[i] != j:
+                continue  # one of the two has merged meanwhile
+            tokens[i], tokens[j] = pair, None
+            right[i] = right[j]
+            if right[i] < len(tokens):
+                left[right[i]] = i
+                consider(i, right[i])
+            if left[i] >= 0:
+                consider(left[i], i)
+        return [BOS] * bos + [token for token in tokens if token is not None]
+
+    def decode(self, previous, token):
+        """The bytes that a token stands for after the previous one: BOS swallows a space, <0xHH> is a byte."""
+        piece = self.vocab[token]
+        if previous == BOS and piece.startswith(b" "):
+            piece = piece[1:]
+        if match := re.fullmatch(rb"<0x([0-9A-Fa-f]{2})>", piece):
+            return bytes.fromhex(match[1].decode())
+        return piece
+
+
+# ----------------------------------------------------------------------------
+# Sampler: from logits to the next token
+
+MASK = 2**64 - 1
+
+
+def xorshift(state):
+    """xorshift64*, llama2.c's generator: the state -> a coin in [0, 1), the next state."""
+    state ^= state >> 12
+    state ^= state << 25 & MASK
+    state ^= state >> 27
+    return (state * 0x2545F4914F6CDD1D & MASK) >> 40, state
+
+
+def llama2_rs(state):
+    """llama2-rs's generator: the state -> a coin, the next state."""
+    def rotate(value, by):
+        return (value << by | value >> 64 - by) & MASK
+
+    return rotate(rotate(state, 5) * 5 & MASK, 7) >> 40, rotate(state, 23) + 0x9E3779B97F4A7C15 & MASK
+
+
+GENERATORS = {"xorshift64*": xorshift, "llama2-rs": llama2_rs}  # each gives 24 bits and the next state
+
+
+class Sampler:
+    """Chooses tokens: Sampler(temperature, p_value, seed, rng, arithmetic). Raises ValueError for values out of range.
+
+    temperature 0 takes the likeliest token; p_value 0 or 1 samples from all, else from the top p_value of probability.
+    """
+
+    def __init__(self, temperature=1.0, p_value=0.9, seed=1, rng="xorshift64*", arithmetic="exact"):
+        if not 0 <= temperature < inf:
+            raise ValueError(f"temperature is {temperature}, must be 0 or more, and finite")
+        if not 0 <= p_value <= 1:
+            raise ValueError(f"p_value is {p_value}, must be 0 to 1")
+        if not 0 < seed < 2**64:
+            raise ValueError(f"seed is {seed}, must be 1 to 2**64 - 1")
+        self.temperature, self.p_value, self.seed = temperature, p_value, seed
+        self.rng, self.arithmetic = rng, ARITHMETIC[arithmetic]
+        self.state = seed
+
+    def coin(self):
+        """A random number in [0, 1): a multiple of 2^-24."""
+        bits, self.state = GENERATORS[self.rng](self.state)
+        return bits / 2**24
+
+    def sample(self, logits):
+        """logits (vocab) -> a token"""
+        temperature, p = r(self.temperature), r(self.p_value)
+        if temperature == 0.0:
+            return logits.index(max(logits))
+        probabilities = softmax(self.arithmetic, R([v / temperature for v in logits]))
+        coin = self.coin()
+        if p <= 0.0 or p >= 1.0:
+            return pick(range(len(probabilities)), running_sums(probabilities), coin)
+        # top-p: first drop what is too improbable to be among the top, then sort
+        cutoff = r(r(1.0 - p) / r(max(1, len(probabilities) - 1)))
+        tokens = [token for token, v in enumerate(probabilities) if v >= cutoff] or [logits.index(max(logits))]
+        tokens.sort(key=probabilities.__getitem__, reverse=True)  # a stable sort: equal ones stay in order
+        sums = []
+        for total in running_sums(map(probabilities.__getitem__, tokens)):
+            sums.append(total)
+            if total > p:
+                break
+        return pick(tokens, sums, r(coin * sums[-1]))
+
+
+def pick(tokens, sums, coin):
+    """The first token whose running sum exceeds the coin; the last one if rounding left the sum below it."""
+    token = None
+    for token, total in zip(tokens, sums):
+        if coin < total:
+            break
+    return token
+
+
+# ----------------------------------------------------------------------------
+# Generation
+
+
+@dataclass
+class Step:
+    """What happened at one position."""
+    pos: int
+    token: int      # the input
+    next: int       # the token that follows: the prompt's or a sampled one
+    piece: bytes    # what next decodes to
+    logits: object  # array("f") of vocab_size; None at positions of the prompt, unless asked for
+
+
+def generate(transformer, tokenizer, sampler, tokens, steps, observe=None, logits=False, foreseen=()):
+    """Yield a Step for each position until there are `steps` or BOS is sampled, as run.c's generate.
+
+    tokens is the encoded prompt. observe sees every operation, before its step is yielded; logits=True asks for the logits
+    of the prompt's positions too. foreseen are input tokens that follow the prompt according to a log: positions up to
+    there are computed together, and the first that is not what the sampler says ends that.
+    """
+    if len(tokens) > transformer.config.seq_len:
+        raise ValueError(f"the prompt has {len(tokens)} tokens, but the context of {transformer.checkpoint.path} is "
+                         f"{transformer.config.seq_len}")
+    inputs = [*tokens, *foreseen]
+    pos = 0
+    while pos < steps:
+        batch = inputs[pos:min(steps, pos + BATCH)]
+        skip = 0 if logits else min(len(batch), max(0, len(tokens) - 1 - pos))  # the prompt says what follows these
+        events = [[] for _ in batch] if observe else []
+        results = transformer.batch(batch, pos, [lambda *event, e=e: e.append(event) for e in events], skip)
+        for i, token in enumerate(batch):
+            for event in events[i] if observe else ():
+                observe(*event)
+            row = results[i - skip] if i >= skip else None
+            following = tokens[pos + 1] if pos + 1 < len(tokens) else sampler.sample(row)
+            yield Step(pos, token, following, tokenizer.decode(token, following), row)
+            if following == BOS:
+                return
+            pos += 1
+            if inputs[pos:pos + 1] != [following]:
+                inputs[pos:] = [following]
+                break
+
+
+BATCH = 8  # positions computed together where their tokens are known
+
+
+def chat(transformer, tokenizer, sampler, steps, read, write, user=None, system=None):
+    """Turns of user and model until there are `steps` positions, as run.c's chat, or no more input.
+
+    read(question) returns a line or raises EOFError; write(piece) gets the model's side. user and system are the first
+    prompts; None has them read.
+    """
+    users_turn, following = True, None
+    for pos in range(steps):
+        if users_turn:
+            if pos == 0 and system is None:
+                system = read("Enter system prompt (optional): ")
+            if pos > 0 or user is None:
+                user = read("User: ")
+            prompt = f"<<SYS>>\n{system}\n<</SYS>>\n\n{user}" if pos == 0 and system else user
+            tokens, index = tokenizer.encode(f"[INST] {prompt} [/INST]"), 0
+            if pos + len(tokens) > transformer.config.seq_len:
+                raise ValueError(f"the turn has {len(tokens)} tokens, but {transformer.config.seq_len - pos} positions are left")
+            write(b"Assistant: ")
+        token, index = (tokens[index], index + 1) if index < len(tokens) else (following, index)
+        users_turn = token == EOS  # the model ends its turn with it
+        following = sampler.sample(transformer.forward(token, pos))
+        if index == len(tokens) and following != EOS:
+            write(tokenizer.decode(token, following))
+        if following == EOS:
+            write(b"\n")
+    write(b"\n")
+
+
+# ----------------------------------------------------------------------------
+# Command line
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def printer(out, like):
+    """A function that writes pieces of text as their UTF-8 completes, without control characters other than white space."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def write(piece):
+        if like == "llama2.c" and len(piece) == 1 and piece > b"\x7e":
+            return  # run.c's safe_printf drops a byte that the C locale cannot print
+        text = piece.decode(errors="replace") if like == "llama2-rs" else decoder.decode(piece)
+        out.write(re.sub("[\x00-\x08\x0e-\x1f\x7f-\x9f]", "", text).encode())
+        out.flush()
+
+    return write
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ValueError(message)
+
+
+def parse(argv):
+    parser = Parser(prog="llama2.py", description="Llama 2 inference in plain Python, exact to the bit.",
+                    epilog='Example: python3 llama2.py stories42M.bin -i "Once upon a time" -n 100 -s 42')
+    add = parser.add_argument
+    add("checkpoint", nargs="?", help="a float checkpoint of llama2.c (default: the embedded model)")
+    add("-t", "--temperature", type=float, default=1.0, help="0: the likeliest token (default: 1.0)")
+    add("-p", "--p_value", type=float, default=0.9, help="top-p sampling; 0 or 1: from all tokens (default: 0.9)")
+    add("-s", "--seed", type=int, default=0, help="1 to 2**64 - 1; 0: from the clock (default: 0)")
+    add("-n", "--steps", type=int, default=256, help="positions; 0: as many as the context has (default: 256)")
+    add("-i", "--input_prompt", help="how the text begins")
+    add("-z", "--tokenizer", help="default: tokenizer.bin beside the checkpoint, or in the working directory")
+    add("-m", "--mode", choices=["generate", "chat"], default="generate", help="default: generate")
+    add("-y", "--system_prompt", help="in chat")
+    args = parser.parse_args(argv)
+    if args.seed == 0:
+        args.seed = time.time_ns() % (MASK - 1) + 1
+        if args.temperature > 0:
+            print(f"seed: {args.seed}", file=sys.stderr)
+    if args.steps < 0:
+        parser.error(f"argument -n/--steps: {args.steps}, must be 0 or more")
+    return args
+
+
+def find_files(args):
+    """The paths of the checkpoint and the tokenizer."""
+    checkpoint = args.checkpoint
+    if checkpoint is None:
+        checkpoint = os.path.join(HERE, "stories", "model.bin")
+    beside = os.path.join(os.path.dirname(checkpoint), "tokenizer.bin")
+    return checkpoint, args.tokenizer or (beside if os.path.exists(beside) else "tokenizer.bin")
+
+
+def run(args, out):
+    checkpoint, tokenizer = find_files(args)
+    sampler = Sampler(args.temperature, args.p_value, args.seed)
+    write = printer(out, None)
+    with Transformer(checkpoint) as transformer:
+        tokenizer = Tokenizer(tokenizer, transformer.config.vocab_size)
+        context = transformer.config.seq_len
+        steps = min(args.steps or context, context)
+        if args.mode == "chat":
+            def read(question):
+                out.write(question.encode())
+                out.flush()
+                line = sys.stdin.readline()
+                if not line:
+                    raise EOFError
+                return line.rstrip("\n")
+
+            try:
+                chat(transformer, tokenizer, sampler, steps, read, write, args.input_prompt, args.system_prompt)
+            except EOFError:
+                write(b"\n")
+            return 0
+        tokens = tokenizer.encode(args.input_prompt or "")
+        begin = None
+        for step in generate(transformer, tokenizer, sampler, tokens, steps):
+            if step.next != BOS:
+                write(step.piece)
+            begin = begin or time.perf_counter()  # the first step warms up
+        write(b"\n")
+        if step.pos > 0:
+            print(f"achieved tok/s: {step.pos / (time.perf_counter() - begin):.1f}", file=sys.stderr)
+    return 0
+
+
+def main(argv=None):
+    """The command line; returns the exit code."""
+    out = sys.stdout.buffer if sys.stdout else open(os.devnull, "wb")
+    try:
+        return run(parse(argv), out)
+    except BrokenPipeError:  # whoever read the text has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            error = f"{error.filename}: {error.strerror}"
+        print(f"llama2.py: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
