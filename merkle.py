@@ -1,0 +1,211 @@
+"""Merkle trees as in Certificate Transparency: RFC 6962, section 2, and RFC 9162, section 2.1.
+
+A tree of seven leaves d0 .. d6. A node splits its leaves at the largest power of two that is smaller than their number,
+so a tree that grows keeps its full subtrees, and only the nodes on its right edge change:
+
+                 root                        leaf   d    SHA256(0x00 || data)
+              /        \\                     node   a b  SHA256(0x01 || left || right)
+           k              l                  empty tree  SHA256()
+         /   \\          /   \\
+        g     h        i     d6              The inclusion proof of d2 in 7 leaves is [d3, g, l]:
+       / \\   / \\      / \\                      k = H(g, H(d2, d3)), root = H(k, l).
+      d0 d1 d2 d3    d4 d5                   The consistency proof of 3 leaves with 7 is [d2, d3, g, l]:
+                                               the old root is H(g, d2), the new one H(H(g, H(d2, d3)), l).
+
+    tree = MerkleTree()
+    for data in log:
+        tree.append(leaf_hash(data))
+    verify_inclusion(leaf_hash(log[2]), 2, len(log), tree.inclusion_proof(2), tree.root())
+
+The prefixes 0x00 and 0x01 keep a node from passing as a leaf. A check takes the index and the sizes from its caller and
+derives from them alone which side each hash of a proof stands on; from a proof it takes nothing but hashes.
+"""
+from hashlib import sha256
+
+
+class ProofError(ValueError):
+    """A proof does not prove what it should, or is no proof."""
+
+
+def leaf_hash(data):
+    """SHA256(0x00 || data), RFC 6962 section 2.1"""
+    return sha256(b"\x00" + data).digest()
+
+
+def node_hash(left, right):
+    """SHA256(0x01 || left || right), RFC 6962 section 2.1"""
+    return sha256(b"\x01" + left + right).digest()
+
+
+class MerkleTree:
+    """A tree that grows by appending leaf hashes. Any smaller size that it once had can be asked for as well.
+
+    append takes amortized constant time; root, inclusion_proof and consistency_proof take O(log n). Of the levels of
+    full subtrees every second one is kept, 32 bytes a node: 43 bytes a leaf.
+    """
+
+    def __init__(self, node_hash=node_hash):
+        self.node_hash = node_hash
+        self.levels = [bytearray()]  # levels[i] holds the roots of the full subtrees of 4**i leaves, left to right
+        self.size = 0
+
+    def __len__(self):
+        return self.size
+
+    def append(self, leaf_hash):
+        """Add a leaf, given by its hash of 32 bytes."""
+        if len(leaf_hash) != 32:
+            raise ValueError(f"a leaf hash has 32 bytes, not {len(leaf_hash)}")
+        self.levels[0] += leaf_hash
+        self.size += 1
+        level, index = 0, self.size - 1
+        while index % 4 == 3:  # the last of four: their parent's parent is full
+            level, index = level + 1, index // 4
+            if level == len(self.levels):
+                self.levels.append(bytearray())
+            self.levels[level] += self._full(2 * level, index)
+
+    def root(self, size=None):
+        """The tree head of the first `size` leaves, or of all."""
+        size = self._checked(size)
+        return self._root(0, size) if size else sha256().digest()
+
+    def inclusion_proof(self, index, size=None):
+        """PATH(index, D[size]) of RFC 6962 section 2.1.1: the siblings on the way from the leaf to the root."""
+        size = self._checked(size)
+        if not 0 <= index < size:
+            raise ValueError(f"index {index} is not in a tree of {size} leaves")
+
+        def path(start, size):
+            if size == 1:
+                return []
+            k = split(size)
+            if index < start + k:
+                return path(start, k) + [self._root(start + k, size - k)]
+            return path(start + k, size - k) + [self._root(start, k)]
+
+        return path(0, size)
+
+    def consistency_proof(self, size1, size2=None):
+        """PROOF(size1, D[size2]) of RFC 6962 section 2.1.2: what both trees' roots can be worked out from."""
+        size2 = self._checked(size2)
+        if not 0 < size1 <= size2:
+            raise ValueError(f"size {size1} is not in 1 .. {size2}")
+
+        def subproof(start, size, whole):
+            if size1 == start + size:
+                return [] if whole else [self._root(start, size)]
+            k = split(size)
+            if size1 <= start + k:
+                return subproof(start, k, whole) + [self._root(start + k, size - k)]
+            return subproof(start + k, size - k, False) + [self._root(start, k)]
+
+        return subproof(0, size2, True)
+
+    def _checked(self, size):
+        if size is None:
+            return self.size
+        if not 0 <= size <= self.size:
+            raise ValueError(f"size {size} is not in 0 .. {self.size}")
+        return size
+
+    def _root(self, start, size):
+        """MTH(D[start:start + size]) of RFC 6962 section 2.1, where start is a multiple of the power of two >= size."""
+        if size & (size - 1) == 0:
+            level = size.bit_length() - 1
+            return self._full(level, start >> level)
+        k = split(size)
+        return self.node_hash(self._root(start, k), self._root(start + k, size - k))
+
+    def _full(self, level, index):
+        """The root of the full subtree number `index` of 2**level leaves."""
+        if level % 2 == 0 and len(self.levels[level // 2]) > 32 * index:
+            return bytes(self.levels[level // 2][32 * index:32 * index + 32])
+        return self.node_hash(self._full(level - 1, 2 * index), self._full(level - 1, 2 * index + 1))
+
+
+def split(size):
+    """The largest power of two smaller than size."""
+    return 1 << (size - 1).bit_length() - 1
+
+
+def verify_inclusion(leaf_hash, index, size, proof, root):
+    """Check that the leaf at `index` of the tree of `size` leaves with that root has this hash (RFC 9162, 2.1.3.2).
+
+    Hashes are bytes, proof a list or tuple of them. Returns None, or raises ProofError, whatever it is given.
+    """
+    checked_numbers(index=index, size=size)
+    checked_hashes(proof, leaf_hash, root)
+    if not index < size:
+        raise ProofError(f"index {index} is not in a tree of {size} leaves")
+    last, computed = size - 1, leaf_hash
+    for sibling in proof:
+        if last == 0:
+            raise ProofError(f"the proof has {len(proof)} hashes, too many for index {index} of {size}")
+        if index & 1 or index == last:
+            computed = node_hash(sibling, computed)
+            while not index & 1 and index:  # a right edge without siblings on these levels
+                index, last = index >> 1, last >> 1
+        else:
+            computed = node_hash(computed, sibling)
+        index, last = index >> 1, last >> 1
+    if last != 0:
+        raise ProofError(f"the proof has {len(proof)} hashes, too few for its index and {size} leaves")
+    equal("root", root, computed)
+
+
+def verify_consistency(size1, size2, proof, root1, root2):
+    """Check that a tree of size1 leaves with root1 is the beginning of that of size2 leaves with root2 (RFC 9162, 2.1.4.2).
+
+    Returns None, or raises ProofError, whatever it is given; also for an empty first tree, since every tree begins with
+    it and RFC 9162 defines proofs for 0 < size1 only.
+    """
+    checked_numbers(size1=size1, size2=size2)
+    checked_hashes(proof, root1, root2)
+    if not 0 < size1 <= size2:
+        raise ProofError(f"size {size1} is not in 1 .. {size2}")
+    if size1 == size2:
+        if proof:
+            raise ProofError(f"the proof has {len(proof)} hashes, but trees of the same size need none")
+        return equal("root", root1, root2)
+    if size1 & (size1 - 1) == 0:  # the first tree is a full subtree of the second: its root begins the path
+        proof = [root1, *proof]
+    if not proof:
+        raise ProofError("the proof has no hashes")
+    index, last = size1 - 1, size2 - 1
+    while index & 1:
+        index, last = index >> 1, last >> 1
+    computed1 = computed2 = proof[0]
+    for sibling in proof[1:]:
+        if last == 0:
+            raise ProofError(f"the proof has too many hashes for sizes {size1} and {size2}")
+        if index & 1 or index == last:
+            computed1, computed2 = node_hash(sibling, computed1), node_hash(sibling, computed2)
+            while not index & 1 and index:
+                index, last = index >> 1, last >> 1
+        else:
+            computed2 = node_hash(computed2, sibling)
+        index, last = index >> 1, last >> 1
+    if last != 0:
+        raise ProofError(f"the proof has too few hashes for sizes {size1} and {size2}")
+    equal("first root", root1, computed1)
+    equal("second root", root2, computed2)
+
+
+def equal(what, expected, computed):
+    if expected != computed:
+        raise ProofError(f"{what}: expected {expected.hex()}, computed {computed.hex()}")
+
+
+def checked_numbers(**numbers):
+    for name, value in numbers.items():
+        if type(value) is not int or not 0 <= value < 2**64:
+            raise ProofError(f"{name} is not a number of leaves")
+
+
+def checked_hashes(proof, *hashes):
+    if not isinstance(proof, (list, tuple)) or len(proof) > 65:
+        raise ProofError("the proof is not a list of at most 65 hashes")
+    for value in (*hashes, *proof):
+        if type(value) is not bytes or len(value) != 32:
+            raise ProofError("a hash is not 32 bytes")
