@@ -14,9 +14,11 @@ Quantized checkpoints (version 2) are left out.
     pos      position in the sequence                    kv   key and value heads; n_heads / n_kv_heads queries share one
     logits   unnormalized log-probabilities, (vocab)     R    rounding to binary32, to the nearest, ties to even
 """
-import argparse
+import ast
 import codecs
+import contextlib
 import hashlib
+import io
 import mmap
 import multiprocessing
 import os
@@ -24,15 +26,18 @@ import re
 import signal
 import struct
 import sys
+import tempfile
 import time
 from array import array
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import accumulate, chain, repeat
 from math import cos, dist, exp, fsum, hypot, inf, isfinite, nan, sin, sqrt
-from operator import add, mul, neg, sub, truediv
+from operator import add, mul, sub
 from struct import pack, unpack
+
+import trace
 
 # ----------------------------------------------------------------------------
 # Arithmetic. Every number is a binary32 value held in a Python float. An operation on two of them is done in binary64
@@ -878,87 +883,355 @@ def printer(out, like):
     return write
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise ValueError(message)
+# --like: the arithmetic and the generator
+LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama2-rs": ("c", "llama2-rs")}
 
 
 def parse(argv):
-    parser = Parser(prog="llama2.py", description="Llama 2 inference in plain Python, exact to the bit.",
-                    epilog='Example: python3 llama2.py stories42M.bin -i "Once upon a time" -n 100 -s 42')
+    """The options. Those that a trace holds too are None if not given."""
+    parser = trace.Parser(prog="llama2.py", description="Llama 2 inference in plain Python, exact to the bit.",
+                          epilog='Example: python3 llama2.py stories42M.bin -i "Once upon a time" -n 100 -s 42')
     add = parser.add_argument
     add("checkpoint", nargs="?", help="a float checkpoint of llama2.c (default: the embedded model)")
-    add("-t", "--temperature", type=float, default=1.0, help="0: the likeliest token (default: 1.0)")
-    add("-p", "--p_value", type=float, default=0.9, help="top-p sampling; 0 or 1: from all tokens (default: 0.9)")
-    add("-s", "--seed", type=int, default=0, help="1 to 2**64 - 1; 0: from the clock (default: 0)")
-    add("-n", "--steps", type=int, default=256, help="positions; 0: as many as the context has (default: 256)")
-    add("-i", "--input_prompt", help="how the text begins")
-    add("-z", "--tokenizer", help="default: tokenizer.bin beside the checkpoint, or in the working directory")
-    add("-m", "--mode", choices=["generate", "chat"], default="generate", help="default: generate")
-    add("-y", "--system_prompt", help="in chat")
+    add("-t", "--temperature", type=float, help="0: always the likeliest token (default: 1.0)")
+    add("-p", "--p_value", type=float, help="top-p sampling; 0 or 1: from all tokens (default: 0.9)")
+    add("-s", "--seed", type=int, help="1 to 2**64 - 1; 0: from the clock (default: 0)")
+    add("-n", "--steps", type=int, help="positions; 0: as many as the context has (default: 256)")
+    add("-i", "--input_prompt", help="how the text begins (default: nothing)")
+    add("-z", "--tokenizer", help="(default: tokenizer.bin beside the checkpoint, else in the working directory)")
+    add("-m", "--mode", choices=["generate", "chat"], default="generate", help="(default: generate)")
+    add("-y", "--system_prompt", help="in chat (default: asked for)")
+    add("--like", choices=["llama2.c", "llama2-rs"], help="be that program, bit for bit (default: exact arithmetic)")
+    add("--workers", type=int, default=1, metavar="N", help="processes that share the work (default: 1)")
+    add("--trace", metavar="FILE", help="write a trace of the run")
+    add("--trace-level", choices=trace.LEVELS, help="what the trace commits to (default: step)")
+    add("--verify", metavar="FILE", help="make the run of a trace again and compare")
+    add("--verify-iteration", type=int, metavar="N", help="only up to this step, counted from 0")
+    add("--root", type=trace.root_argument, metavar="HEX", help="the root that was published for that trace")
+    add("--explain-text", metavar="FILE", help="print a trace; no model is needed")
+    add("--logits", metavar="FILE", help="write every step's logits as an array of numpy, float32 (steps, vocabulary)")
+    add("--compare", metavar="FILE", help="compare such an array with this run's logits")
+    add("--tolerance", type=float, metavar="X", help="the largest difference to allow (default: 0)")
     args = parser.parse_args(argv)
-    if args.seed == 0:
-        args.seed = time.time_ns() % (MASK - 1) + 1
-        if args.temperature > 0:
-            print(f"seed: {args.seed}", file=sys.stderr)
-    if args.steps < 0:
+    for option, needs in {"trace_level": "trace", "verify_iteration": "verify", "root": "verify", "tolerance": "compare"}.items():
+        if getattr(args, option) is not None and getattr(args, needs) is None:
+            parser.error(f"--{option.replace('_', '-')} needs --{needs}")
+    for option in "trace", "logits", "compare":
+        if getattr(args, option) is not None and args.verify:
+            parser.error(f"--{option} and --verify: one at a time")
+    for option in "trace", "verify", "logits", "compare":
+        if getattr(args, option) is not None and args.mode == "chat":
+            parser.error(f"--{option} belongs to mode generate, not to chat")
+    if args.steps is not None and args.steps < 0:
         parser.error(f"argument -n/--steps: {args.steps}, must be 0 or more")
+    if args.tolerance is not None and not args.tolerance >= 0:
+        parser.error(f"argument --tolerance: {args.tolerance}, must be 0 or more")
+    if not 1 <= args.workers <= 1024:
+        parser.error(f"argument --workers: {args.workers}, must be 1 to 1024")
     return args
 
 
+def given(value, default):
+    return default if value is None else value
+
+
+def adopt(args, log):
+    """Take the options that are not given from a trace. Those that are given are claims: the run is made with them, and will
+    differ from the trace where they are wrong. A trace of llama2-rs is not relied on, as it does not commit to options."""
+    if log.rust:
+        args.like = given(args.like, "llama2-rs")
+        return
+    if args.like is None:
+        pair = log.header["arithmetic"], log.header["rng"]
+        args.like = next((like for like, value in LIKE.items() if value == pair), None)
+    for option, field in {"temperature": "temperature", "p_value": "p_value", "seed": "seed", "steps": "steps",
+                          "input_prompt": "prompt", "trace_level": "level"}.items():
+        setattr(args, option, given(getattr(args, option), log.header[field]))
+
+
+class Run:
+    """What the options ask for: the model, the tokenizer, the sampler, the encoded prompt, the number of steps."""
+
+    def __init__(self, args):
+        self.like, self.level = args.like, given(args.trace_level, "step")
+        arithmetic, rng = LIKE[args.like]
+        temperature, seed = given(args.temperature, 1.0), args.seed
+        if not seed:
+            seed = time.time_ns() % MASK + 1
+            if temperature > 0:
+                print(f"seed: {seed}", file=sys.stderr)
+        self.sampler = Sampler(temperature, given(args.p_value, 0.9), seed, rng, arithmetic)
+        self.path, tokenizer = find_files(args)
+        self.transformer = Transformer(self.path, arithmetic, args.workers)
+        try:
+            context = self.transformer.config.seq_len
+            self.steps = min(given(args.steps, 256) or context, context)
+            self.tokenizer = Tokenizer(tokenizer, self.transformer.config.vocab_size)
+            self.prompt = given(args.input_prompt, "")
+            self.tokens = self.tokenizer.encode(self.prompt)
+        except BaseException:
+            self.transformer.close()
+            raise
+
+    def header(self):
+        """What a trace of this run says first."""
+        if self.like == "llama2-rs":
+            return {"model_path": self.path, "prompt": self.prompt, "steps": self.steps}
+        return {"model": self.transformer.checkpoint.sha256(), "tokenizer": self.tokenizer.sha256,
+                "arithmetic": self.sampler.arithmetic.name, "rng": self.sampler.rng,
+                "temperature": self.sampler.temperature, "p_value": self.sampler.p_value, "seed": self.sampler.seed,
+                "steps": self.steps, "level": self.level, "prompt": self.prompt, "tokens": self.tokens}
+
+    def generate(self, log=None, logits=False, foreseen=()):
+        observe = log.operation if log and log.level != "step" else None
+        return generate(self.transformer, self.tokenizer, self.sampler, self.tokens, self.steps, observe,
+                        logits or log is not None, foreseen)
+
+
 def find_files(args):
-    """The paths of the checkpoint and the tokenizer."""
-    checkpoint = args.checkpoint
-    if checkpoint is None:
-        checkpoint = os.path.join(HERE, "stories", "model.bin")
-    beside = os.path.join(os.path.dirname(checkpoint), "tokenizer.bin")
-    return checkpoint, args.tokenizer or (beside if os.path.exists(beside) else "tokenizer.bin")
+    """The paths of checkpoint and tokenizer."""
+    if args.checkpoint is None:
+        stories = os.path.join(HERE, "stories")
+        return os.path.join(stories, "model.bin"), given(args.tokenizer, os.path.join(stories, "tokenizer.bin"))
+    beside = os.path.join(os.path.dirname(args.checkpoint), "tokenizer.bin")
+    return args.checkpoint, given(args.tokenizer, beside if os.path.exists(beside) else "tokenizer.bin")
 
 
-def run(args, out):
-    checkpoint, tokenizer = find_files(args)
-    sampler = Sampler(args.temperature, args.p_value, args.seed)
-    write = printer(out, None)
-    with Transformer(checkpoint) as transformer:
-        tokenizer = Tokenizer(tokenizer, transformer.config.vocab_size)
-        context = transformer.config.seq_len
-        steps = min(args.steps or context, context)
-        if args.mode == "chat":
-            def read(question):
-                out.write(question.encode())
-                out.flush()
-                line = sys.stdin.readline()
-                if not line:
-                    raise EOFError
-                return line.rstrip("\n")
-
-            try:
-                chat(transformer, tokenizer, sampler, steps, read, write, args.input_prompt, args.system_prompt)
-            except EOFError:
-                write(b"\n")
-            return 0
-        tokens = tokenizer.encode(args.input_prompt or "")
+def tell(run, args, out):
+    """Generate text, and beside it what is asked for: a trace, the logits, a comparison of them."""
+    write = printer(out, run.like)
+    for path in filter(None, (args.trace, args.logits)):
+        for source in filter(None, (run.path, run.tokenizer.path, args.compare)):
+            if os.path.exists(path) and os.path.samefile(path, source):
+                raise ValueError(f"{path}: is read, and would be overwritten")
+    vocab_size = run.transformer.config.vocab_size
+    with contextlib.ExitStack() as files:
+        reference = args.compare and files.enter_context(contextlib.closing(Reference(args.compare, run.steps, vocab_size)))
+        array = args.logits and files.enter_context(ArrayWriter(args.logits, vocab_size))
+        Writer = trace.RustWriter if run.like == "llama2-rs" else trace.Writer
+        log = args.trace and files.enter_context(contextlib.closing(Writer(args.trace, run.header())))
         begin = None
-        for step in generate(transformer, tokenizer, sampler, tokens, steps):
-            if step.next != BOS:
+        for step in run.generate(log, logits=bool(args.logits or args.compare)):
+            if log:
+                log.step(step.token, step.next, step.piece, step.logits)
+            if array:
+                array.append(step.logits)
+            if reference:
+                out.write(reference.compare(step.logits, given(args.tolerance, 0.0)).encode())
+            elif step.next != BOS or run.like == "llama2-rs":
                 write(step.piece)
             begin = begin or time.perf_counter()  # the first step warms up
-        write(b"\n")
+        if reference:
+            out.write(reference.finish().encode())
+        else:
+            write(b"\n")
+        if array:
+            array.finish()
+        if log:
+            print(f"root: {log.finish()}", file=sys.stderr)
         if step.pos > 0:
             print(f"achieved tok/s: {step.pos / (time.perf_counter() - begin):.1f}", file=sys.stderr)
+    return 1 if reference and reference.parted is not None else 0
+
+
+def verify(run, log, args, out):
+    """Make the run of a trace again and compare. Raises trace.VerificationError at the first difference."""
+    checker = (trace.RustChecker if log.rust else trace.Checker)(log, run.header())
+    last = args.verify_iteration
+    goal = len(log.steps) if last is None else last + 1
+    begin = shown = time.perf_counter()
+    try:
+        for step in run.generate(checker, foreseen=log.inputs()[len(run.tokens):]):
+            checker.step(step.token, step.next, step.piece, step.logits)
+            now = time.perf_counter()
+            if sys.stderr.isatty() and now - shown > 0.2:
+                rate, shown = (step.pos + 1) / (now - begin), now
+                print(f"\r{step.pos + 1} of {goal} steps, {rate:.1f} steps/s, {(goal - step.pos - 1) / rate:.0f} s left  ",
+                      end="", file=sys.stderr, flush=True)
+            if step.pos == last:
+                break
+        else:
+            checker.finish()
+    except trace.EndOfTrace:
+        pass
+    except trace.VerificationError as error:
+        if log.rust:
+            error.args = f"{error} (this format does not commit to seed, temperature, p and prompt: are -s -t -p -i those of the run?)",
+        elif run.sampler.arithmetic is C:
+            error.args = f"{error} (in the arithmetic `c` this may only be another C library)",
+        raise
+    finally:
+        if shown > begin:
+            print(file=sys.stderr)
+    out.write(f"verified: {goal} steps computed again and found equal\n".encode())
+    if last is not None:
+        out.write(f"step {last} is leaf {log.included(last)} of {len(log.tree)} under the root\n".encode())
+    if not log.root:
+        out.write(b"the trace is incomplete: its run was cut short, and it is verified as far as it goes\n")
+    basis = "as published" if args.root else "only recomputed from the file itself; compare it with the one that was published"
+    out.write(f"root: {log.tree.root().hex()}, {basis}\n".encode())
     return 0
 
 
+# ----------------------------------------------------------------------------
+# Logits as numpy's arrays (format 1.0), to compare programs
+
+
+class ArrayWriter:
+    """Writes rows of float32 to a .npy file: beside its place, and renamed when it is whole."""
+
+    HEADER = 128
+
+    def __init__(self, path, columns):
+        self.path, self.columns, self.rows = path, columns, 0
+        self.file = tempfile.NamedTemporaryFile(dir=os.path.dirname(path) or ".", delete=False)
+        self.file.write(bytes(self.HEADER))  # filled in when the number of rows is known
+
+    def append(self, row):
+        self.file.write(pack(f"<{self.columns}f", *row))
+        self.rows += 1
+
+    def finish(self):
+        text = repr({"descr": "<f4", "fortran_order": False, "shape": (self.rows, self.columns)})
+        head = b"\x93NUMPY\x01\x00" + struct.pack("<H", self.HEADER - 10)
+        self.file.seek(0)
+        self.file.write(head + text.encode().ljust(self.HEADER - 11) + b"\n")
+        self.file.close()
+        os.replace(self.file.name, self.path)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if not self.file.closed:
+            self.file.close()
+            os.remove(self.file.name)
+
+
+class Reference:
+    """Another program's logits, a .npy file of float32 (steps, vocabulary), to compare this run's with, row by row.
+
+    Raises ValueError for another type, byte order, shape or order of dimensions, naming both.
+    """
+
+    def __init__(self, path, steps, vocab_size):
+        self.path = path
+        self.file = open(path, "rb")
+        size = os.fstat(self.file.fileno()).st_size
+        try:
+            magic, version, length = struct.unpack("<6sHH", self.file.read(10))
+            head = ast.literal_eval(self.file.read(length).decode("latin-1").strip())
+            kind, fortran, shape = head["descr"], head["fortran_order"], head["shape"]
+            if magic != b"\x93NUMPY" or version != 1 or len(head) != 3:
+                raise ValueError
+        except (struct.error, ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError):
+            raise ValueError(f"{path}: not an array of numpy's format 1.0") from None
+        if kind != "<f4":
+            raise ValueError(f"{path}: holds {kind!r}, must be '<f4', float32 in little-endian order")
+        if fortran is not False:
+            raise ValueError(f"{path}: fortran_order is {fortran!r}, must be False")
+        wanted = f"this run's is ({steps}, {vocab_size}), or fewer steps if it ends by itself"
+        if not (isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int for n in shape)
+                and 0 < shape[0] <= steps and shape[1] == vocab_size):
+            raise ValueError(f"{path}: shape is {shape!r}, {wanted}")
+        if size != 10 + length + 4 * shape[0] * shape[1]:
+            raise ValueError(f"{path}: size is {size} bytes, must be {10 + length + 4 * shape[0] * shape[1]} for shape {shape}")
+        self.shape, self.count = shape, 0
+        self.largest, self.ulps, self.agree = (0.0, None), 0, 0
+        self.started = self.parted = None  # the first step that differs at all, and beyond the tolerance
+
+    def compare(self, logits, tolerance):
+        """This run's logits of the next step -> a line of the report."""
+        step, self.count = self.count, self.count + 1
+        if step == self.shape[0]:
+            raise ValueError(f"{self.path}: shape is {self.shape}, but this run has more steps")
+        data = self.file.read(4 * self.shape[1])
+        other = unpack(f"<{self.shape[1]}f", data)
+        difference = max(map(abs, map(sub, logits, other))) if isfinite(sum(other)) else inf
+        ulps = max(map(abs, map(sub, ordered(pack(f"<{len(logits)}f", *logits)), ordered(data))))
+        mine, others = logits.index(max(logits)), other.index(max(other))
+        self.largest = max(self.largest, (difference, step), key=lambda pair: pair[0])
+        self.ulps, self.agree = max(self.ulps, ulps), self.agree + (mine == others)
+        if self.started is None and ulps:
+            self.started = step
+        if self.parted is None and difference > tolerance:
+            self.parted = step
+        title = "" if step else f"{'step':>5}  {'largest difference':>18}  {'in ulps':>10}  arg max\n"
+        agreement = f"{mine}" if mine == others else f"{mine} here, {others} there"
+        return f"{title}{step:5}  {difference:18.3g}  {ulps:10}  {agreement}{' beyond the tolerance' * (difference > tolerance)}\n"
+
+    def finish(self):
+        """The end of the report."""
+        if self.count != self.shape[0]:
+            raise ValueError(f"{self.path}: shape is {self.shape}, but this run's is ({self.count}, {self.shape[1]})")
+        return (f"largest difference: {self.largest[0]:.3g} at step {self.largest[1]}; in ulps: {self.ulps}\n"
+                f"arg max agrees at {self.agree} of {self.count} steps\n"
+                f"first step that differs: {self.started}; first beyond the tolerance: {self.parted}\n")
+
+    def close(self):
+        self.file.close()
+
+
+def ordered(data):
+    """Bytes of little-endian float32 -> integers in the order of the numbers: neighbours are 1 apart."""
+    return [i if i >= 0 else -(i & 0x7FFFFFFF) for i in unpack(f"<{len(data) // 4}i", data)]
+
+
+# ----------------------------------------------------------------------------
+
+
+def converse(run, args, out):
+    """Chat on the terminal, or with whoever writes to standard input."""
+    write = printer(out, run.like)
+
+    def read(question):
+        out.write(question.encode())
+        out.flush()
+        line = sys.stdin.readline() if sys.stdin else ""
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
+
+    with contextlib.suppress(EOFError):
+        chat(run.transformer, run.tokenizer, run.sampler, run.steps, read, write, args.input_prompt, args.system_prompt)
+    return 0
+
+
+def dispatch(args, out):
+    if args.explain_text:
+        text = io.StringIO()
+        trace.show(trace.read(args.explain_text), text)
+        out.write(text.getvalue().encode())
+        return 0
+    log = trace.read(args.verify) if args.verify else None
+    if log:
+        if args.root and args.root != log.root:
+            raise trace.VerificationError(log.path, "root", args.root, log.root)
+        if args.verify_iteration is not None:
+            log.step(args.verify_iteration)
+        adopt(args, log)
+    run = Run(args)
+    with run.transformer:
+        if log:
+            return verify(run, log, args, out)
+        return converse(run, args, out) if args.mode == "chat" else tell(run, args, out)
+
+
 def main(argv=None):
-    """The command line; returns the exit code."""
+    """The command line; returns the exit code: 0, 1 if a verification or comparison failed, 2 for bad input, 130."""
     out = sys.stdout.buffer if sys.stdout else open(os.devnull, "wb")
     try:
-        return run(parse(argv), out)
+        code = dispatch(parse(argv), out)
+        out.flush()
+        return code
     except BrokenPipeError:  # whoever read the text has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return 130
+    except trace.VerificationError as error:
+        print(f"llama2.py: error: verification failed: {error}", file=sys.stderr)
+        return 1
     except (ValueError, OSError, MemoryError) as error:
         if isinstance(error, OSError) and error.filename is not None:
             error = f"{error.filename}: {error.strerror}"
