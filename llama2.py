@@ -32,7 +32,7 @@ from array import array
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from heapq import heappop, heappush
-from itertools import accumulate, chain, repeat
+from itertools import chain, repeat
 from math import cos, dist, exp, fsum, hypot, inf, isfinite, nan, sin, sqrt
 from operator import add, mul, sub
 from struct import pack, unpack
@@ -107,10 +107,10 @@ class Exact:
         if not isfinite(square):
             return (nan,) * len(matrix)  # which will be seen in the logits
         margin = (matrix.largest + square) * 2.0**-47
-        up, down = square - margin, square + margin
+        more, less = square + margin, square - margin
         guess = [d * d - s for d, s in zip(map(dist, matrix.rows, repeat(y)), matrix.squares)]
         form = f"{len(guess)}f"
-        low, high = pack(form, *[g - down for g in guess]), pack(form, *[g - up for g in guess])
+        low, high = pack(form, *[g - more for g in guess]), pack(form, *[g - less for g in guess])
         if low == high:  # compared as bytes, since -0.0 == 0.0
             return unpack(form, low)
         result = list(unpack(form, low))
@@ -205,8 +205,10 @@ class C:
 
     @staticmethod
     def total(values):
-        *_, last = running_sums(values)
-        return last
+        total = 0.0
+        for total in running_sums(values):
+            pass
+        return total
 
     @staticmethod
     def dots(matrix, x):
@@ -216,8 +218,8 @@ class C:
     @staticmethod
     def combine(rows, weights):
         """rows (n, d), weights (n) -> (d): the sum of the rows, each times its weight."""
-        form = f"{len(rows[0])}f"
-        sums = (0.0,) * len(rows[0])
+        n = len(rows[0]) if rows else 0
+        form, sums = f"{n}f", (0.0,) * n
         for row, weight in zip(rows, weights):
             products = unpack(form, pack(form, *[value * weight for value in row]))
             sums = unpack(form, pack(form, *map(add, sums, products)))
@@ -258,7 +260,10 @@ ARITHMETIC = {"exact": Exact, "c": C}
 
 def running_sums(values):
     """The sums of the first 1, 2, ... values, left to right, each rounded, starting from 0."""
-    return accumulate(values, lambda total, value: unpack("f", pack("f", total + value))[0])
+    total = 0.0
+    for value in values:
+        total = r(total + value)
+        yield total
 
 
 def softmax(arithmetic, values):
@@ -376,7 +381,10 @@ class Checkpoint:
         start = offset + 4 * columns * (layer * rows + first)
         native = "" if sys.byteorder == "little" else "<"  # what the machine has anyway is read faster
         with memoryview(self.data)[start:start + 4 * columns * (last - first)] as window:
-            yield from struct.iter_unpack(f"{native}{columns}f", window)
+            for row in struct.iter_unpack(f"{native}{columns}f", window):
+                if not isfinite(sum(row)):
+                    raise ValueError(f"{self.path}: {name} of layer {layer} holds a weight that is not finite")
+                yield row
 
     def row(self, name, layer=0, index=0):
         return next(self.rows(name, layer, index, index + 1))
@@ -395,13 +403,6 @@ class Checkpoint:
 def share(n, index, count):
     """The part of range(n) that falls to the process `index` of `count`."""
     return range(n * index // count, n * (index + 1) // count)
-
-
-def finite(row, checkpoint, name, layer=0):
-    """The row, if it holds finite numbers only."""
-    if not isfinite(sum(row)):
-        raise ValueError(f"{checkpoint.path}: {name} of layer {layer} holds a weight that is not finite")
-    return row
 
 
 class Shard:
@@ -430,7 +431,7 @@ class Shard:
         self.angles = []  # of each position: the cosines and the sines, (hs / 2) each
 
     def _matrix(self, checkpoint, name, layer, first, last):
-        return self.arithmetic.Matrix(finite(row, checkpoint, name, layer) for row in checkpoint.rows(name, layer, first, last))
+        return self.arithmetic.Matrix(checkpoint.rows(name, layer, first, last))
 
     def rows(self, name, layer, xs):
         """xs (positions, d) -> (positions, rows of this part): a matrix times each vector."""
@@ -589,8 +590,7 @@ class Transformer:
                 vectors = see(l, op, [tuple(chain(*vector)) for vector in zip(*parts)])
             return vectors
 
-        xs = see(None, "embedding", [finite(self.checkpoint.row("embedding", 0, token), self.checkpoint, "embedding")
-                                     for token in tokens])                                        # (positions, dim)
+        xs = see(None, "embedding", [self.checkpoint.row("embedding", 0, token) for token in tokens])  # (positions, dim)
         for l in range(c.n_layers):
             # attention, and the residual connection around it
             normed = see(l, "attention_norm", [rmsnorm(A, x, self.rms_att[l]) for x in xs])

@@ -1,0 +1,820 @@
+"""Tests of llama2.py and trace.py, from the smallest part to the whole. Run as a script, it measures (see the end)."""
+import contextlib
+import ctypes
+import ctypes.util
+import hashlib
+import io
+import json
+import math
+import os
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from decimal import Decimal, localcontext
+
+import pytest
+from hypothesis import HealthCheck, assume, example, given, settings, strategies as st
+
+import llama2
+import merkle
+import trace
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+MODEL, TOKENIZER = os.path.join(HERE, "stories", "model.bin"), os.path.join(HERE, "stories", "tokenizer.bin")
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("here")
+
+# ----------------------------------------------------------------------------
+# Data
+
+# The first eight coins of a seed, times 2**24
+COINS = {
+    "xorshift64*": {
+        1: [4711630, 11259814, 12177677, 5092376, 942489, 13133643, 13652658, 11301260],
+        42: [5688906, 13124075, 13256299, 15838407, 12824397, 14021388, 3426238, 7378814],
+        2**64 - 1: [16329929, 9434244, 3435669, 12932812, 7089509, 14526219, 15433774, 8387289]},
+    "llama2-rs": {
+        1: [0, 5638647, 5090651, 15337904, 9914542, 9155861, 2834368, 12525437],
+        42: [0, 5638654, 8498523, 15337904, 9914747, 767253, 2834368, 12531997],
+        2**64 - 1: [16777215, 5638647, 3779930, 14027184, 9914537, 767248, 11222976, 12525277]},
+}
+
+# ----------------------------------------------------------------------------
+# Files to test with
+
+
+def numbers(rng, n, scale):
+    return struct.pack(f"<{n}f", *[rng.gauss(0, scale) for _ in range(n)])
+
+
+def make_checkpoint(path, dim=16, hidden_dim=24, n_layers=2, n_heads=4, n_kv_heads=4, vocab_size=280, seq_len=32,
+                    shared=True, version=0, seed=1, scale=0.4):
+    """Write a checkpoint of random weights; the same seed gives the same weights in both versions."""
+    kv_dim = dim // n_heads * n_kv_heads
+    rng = random.Random(seed)
+    sizes = [("embedding", vocab_size * dim), ("rms_att", n_layers * dim), ("wq", n_layers * dim * dim),
+             ("wk", n_layers * kv_dim * dim), ("wv", n_layers * kv_dim * dim), ("wo", n_layers * dim * dim),
+             ("rms_ffn", n_layers * dim), ("w1", n_layers * hidden_dim * dim), ("w2", n_layers * dim * hidden_dim),
+             ("w3", n_layers * hidden_dim * dim), ("rms_final", dim)]
+    weights = {name: numbers(rng, n, scale) for name, n in sizes}
+    classifier = b"" if shared else numbers(rng, vocab_size * dim, scale)
+    fields = [dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len]
+    if version == 0:
+        fields[5] *= 1 if shared else -1
+        data = struct.pack("<7i", *fields) + b"".join(weights.values()) + bytes(4 * seq_len * (dim // n_heads)) + classifier
+    else:
+        norms = [weights.pop(name) for name in ("rms_att", "rms_ffn", "rms_final")]
+        head = struct.pack("<Ii7iB", 0x616B3432, 1, *fields, shared)
+        data = head.ljust(256, b"\0") + b"".join(norms) + b"".join(weights.values()) + classifier
+    with open(path, "wb") as file:
+        file.write(data)
+    return str(path)
+
+
+PIECES = [b"<unk>", b"\n<s>\n", b"\n</s>\n"] + [b"<0x%02X>" % i for i in range(256)] + [
+    b" ", b"a", b"b", b"ab", b" a", b"ba", b"aba", b" ab", "é".encode(), "😀".encode(), b"bb", b"aa", b" b", b"\x1b[31m",
+    b"c", b"d", b"cd", b"dc", b" c", b"bab", b"e"]
+SCORES = [0.0] * 259 + [-10.0, -11, -12, -1, -3, -1, -0.5, -2, -9, -9, -4, -4, -5, -20, -13, -14, -2, -2, -6, -0.5, -15]
+
+
+def make_tokenizer(path, pieces=PIECES, scores=SCORES):
+    with open(path, "wb") as file:
+        file.write(struct.pack("<i", max(map(len, pieces))))
+        for piece, score in zip(pieces, scores):
+            file.write(struct.pack("<fi", score, len(piece)) + piece)
+    return str(path)
+
+
+SHAPES = {
+    "multi-head": {},
+    "grouped": {"n_kv_heads": 2, "shared": False},
+    "multi-query": {"n_heads": 2, "n_kv_heads": 1, "dim": 12, "hidden_dim": 20},
+    "version 1": {"version": 1, "n_heads": 6, "n_kv_heads": 3, "dim": 24},
+    "version 1, unshared": {"version": 1, "shared": False},
+}
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """Paths of a checkpoint of every shape, and of a tokenizer for them."""
+    folder = tmp_path_factory.mktemp("files")
+    paths = {name: make_checkpoint(folder / f"{i}.bin", **shape) for i, (name, shape) in enumerate(SHAPES.items())}
+    return {**paths, "tokenizer": make_tokenizer(folder / "tokenizer.bin")}
+
+
+def command(capfdbinary, *args, program=llama2):
+    """Run the command line in this process -> exit code, standard output, standard error."""
+    capfdbinary.readouterr()
+    code = program.main([str(arg) for arg in args])
+    out, err = capfdbinary.readouterr()
+    return code, out, err.decode()
+
+
+def failure(capfdbinary, *args, program=llama2, code=2):
+    """Run a command that must fail, with one line on standard error and nothing on standard output -> that line."""
+    got, out, err = command(capfdbinary, *args, program=program)
+    assert got == code and out == b"" and err.count("\n") == 1 and err.endswith("\n"), (got, out, err)
+    name = os.path.basename(program.__file__)
+    assert err.startswith(f"{name}: error: "), err
+    return err.removeprefix(f"{name}: error: ").rstrip("\n")
+
+
+def process(*args, program="llama2.py", **more):
+    """Run the command line in a process of its own."""
+    return subprocess.run([sys.executable, os.path.join(HERE, program), *map(str, args)], capture_output=True,
+                          stdin=subprocess.DEVNULL, **more)
+
+
+# ----------------------------------------------------------------------------
+# The definitions: what the fast code has to equal, written down as plainly as can be
+
+
+def bits(values):
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+def rounded(value):
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
+def nearest(number):
+    """The binary32 nearest to a decimal."""
+    guess = rounded(float(number))
+    if math.isinf(guess):
+        return guess
+    (i,) = struct.unpack("i", struct.pack("f", guess))
+    candidates = [struct.unpack("f", struct.pack("i", j))[0] for j in (i - 1, i, i + 1) if 0 <= j & 0x7FFFFFFF < 0x7F800000]
+    return min(candidates, key=lambda c: abs(Decimal(c) - number))
+
+
+class ExactDefinition:
+    @staticmethod
+    def dot(a, b):
+        return rounded(math.fsum(x * y for x, y in zip(a, b)))
+
+    @staticmethod
+    def total(x):
+        return rounded(math.fsum(x))
+
+    @staticmethod
+    def exp(x):
+        with localcontext() as context:
+            context.prec = 60
+            return nearest(Decimal(x).exp())
+
+    @staticmethod
+    def pow(a, b):
+        with localcontext() as context:
+            context.prec = 60
+            return nearest(Decimal(a) ** Decimal(b))
+
+    @staticmethod
+    def taylor(a, n):
+        with localcontext() as context:
+            context.prec = 60 + int(abs(a))
+            a, term, total = Decimal(a), Decimal(1), Decimal(0)
+            term = a if n else term
+            while total + term != total:
+                total += term
+                n += 2
+                term *= -a * a / (n * (n - 1))
+            return nearest(total)
+
+    @classmethod
+    def cos(cls, a):
+        return cls.taylor(a, 0)
+
+    @classmethod
+    def sin(cls, a):
+        return cls.taylor(a, 1)
+
+
+class CDefinition:
+    @staticmethod
+    def dot(a, b):
+        total = 0.0
+        for x, y in zip(a, b):
+            total = rounded(total + rounded(x * y))
+        return total
+
+    @staticmethod
+    def total(x):
+        total = 0.0
+        for v in x:
+            total = rounded(total + v)
+        return total
+
+    @staticmethod
+    def call(name, *args):
+        function = getattr(ctypes.CDLL(ctypes.util.find_library("m")), name)
+        function.restype, function.argtypes = ctypes.c_float, [ctypes.c_float] * len(args)
+        return function(*args)
+
+    exp = classmethod(lambda cls, x: cls.call("expf", x))
+    pow = classmethod(lambda cls, a, b: cls.call("powf", a, b))
+    cos = classmethod(lambda cls, a: cls.call("cosf", a))
+    sin = classmethod(lambda cls, a: cls.call("sinf", a))
+
+
+def softmax_definition(A, x):
+    e = [A.exp(rounded(v - max(x))) for v in x]
+    return [rounded(v / A.total(e)) for v in e]
+
+
+def forward_definition(A, checkpoint, tokens):
+    """Yield for each position the list of (layer, op, values) and the logits."""
+    R, c = rounded, checkpoint.config
+    hs = c.dim // c.n_heads
+    kv_dim = hs * c.n_kv_heads
+
+    def matrix(name, layer=0):
+        return list(checkpoint.rows(name, layer))
+
+    def norm(x, w):
+        s = R(1.0 / R(math.sqrt(R(R(A.dot(x, x) / c.dim) + R(1e-5)))))
+        return [R(a * R(s * b)) for a, b in zip(w, x)]
+
+    def rope(x, pos):
+        out = []
+        for i in range(0, len(x), 2):
+            f = R(1.0 / A.pow(10000.0, R((i % hs) / hs)))
+            cos, sin = A.cos(R(pos * f)), A.sin(R(pos * f))
+            out += [R(R(x[i] * cos) - R(x[i + 1] * sin)), R(R(x[i] * sin) + R(x[i + 1] * cos))]
+        return out
+
+    keys, values = [[] for _ in range(c.n_layers)], [[] for _ in range(c.n_layers)]
+    for pos, token in enumerate(tokens):
+        ops = []
+
+        def note(layer, op, values):
+            ops.append((layer, op, bits(values)))
+            return values
+
+        x = note(None, "embedding", matrix("embedding")[token])
+        for l in range(c.n_layers):
+            n = note(l, "attention_norm", norm(x, matrix("rms_att", l)[0]))
+            q = note(l, "q", rope([A.dot(w, n) for w in matrix("wq", l)], pos))
+            k = note(l, "k", rope([A.dot(w, n) for w in matrix("wk", l)], pos))
+            v = note(l, "v", [A.dot(w, n) for w in matrix("wv", l)])
+            assert len(k) == kv_dim
+            keys[l].append(k)
+            values[l].append(v)
+            weights, attention = [], []
+            for h in range(c.n_heads):
+                g = h // (c.n_heads // c.n_kv_heads)
+                mine, theirs = slice(h * hs, h * hs + hs), slice(g * hs, g * hs + hs)
+                p = softmax_definition(A, [R(A.dot(q[mine], k[theirs]) / R(math.sqrt(hs))) for k in keys[l]])
+                weights += p
+                attention += [A.dot(p, column) for column in zip(*[v[theirs] for v in values[l]])]
+            note(l, "weights", weights)
+            note(l, "attention", attention)
+            out = note(l, "attention_out", [A.dot(w, attention) for w in matrix("wo", l)])
+            x = note(l, "attention_residual", [R(a + b) for a, b in zip(x, out)])
+            n = note(l, "ffn_norm", norm(x, matrix("rms_ffn", l)[0]))
+            gate = note(l, "gate", [A.dot(w, n) for w in matrix("w1", l)])
+            up = note(l, "up", [A.dot(w, n) for w in matrix("w3", l)])
+            hidden = note(l, "swiglu", [R(R(a * R(1.0 / R(1.0 + A.exp(-a)))) * b) for a, b in zip(gate, up)])
+            out = note(l, "ffn_out", [A.dot(w, hidden) for w in matrix("w2", l)])
+            x = note(l, "ffn_residual", [R(a + b) for a, b in zip(x, out)])
+        x = note(None, "final_norm", norm(x, matrix("rms_final")[0]))
+        yield ops, bits([A.dot(w, x) for w in matrix("classifier")])
+
+
+def merges_definition(tokenizer, tokens):
+    """Merge the best pair, the leftmost on a tie, until none merges: as run.c does it, in quadratic time."""
+    tokens = list(tokens)
+    while True:
+        best, at, merged = -1e10, None, None
+        for i in range(len(tokens) - 1):
+            pair = tokenizer.vocab[tokens[i]] + tokenizer.vocab[tokens[i + 1]]
+            if pair in tokenizer.tokens and tokenizer.scores[tokenizer.tokens[pair]] > best:
+                merged = tokenizer.tokens[pair]
+                best, at = tokenizer.scores[merged], i
+        if at is None:
+            return tokens
+        tokens[at:at + 2] = [merged]
+
+
+# ----------------------------------------------------------------------------
+# Arithmetic
+
+ordinary = st.floats(-8, 8, width=32)
+any_float = st.floats(allow_nan=False, allow_infinity=False, width=32)
+awkward = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0**-149, -(2.0**-149), 2.0**-126, 1 + 2.0**-23, 1 - 2.0**-24, 2.0**24,
+                           2.0**24 + 2, 2.0**100, -(2.0**100), 2.0**-100, 3.4028234663852886e38, 1.5, 2.0**-24, 2.0**-25])
+vectors = st.integers(1, 12).flatmap(lambda n: st.tuples(*[st.lists(
+    st.one_of(ordinary, any_float, awkward), min_size=n, max_size=n)] * 2))
+
+
+def check_dots(rows, x):
+    for A, definition in (llama2.Exact, ExactDefinition), (llama2.C, CDefinition):
+        if x:
+            got = A.dots(A.Matrix(map(tuple, rows)), tuple(x))
+            assert bits(got) == bits([definition.dot(row, x) for row in rows]), A.name
+        assert bits([A.dot(row, x) for row in rows]) == bits([definition.dot(row, x) for row in rows]), A.name
+
+
+@given(st.lists(vectors, min_size=1, max_size=4))
+@settings(max_examples=400)
+def test_dots_are_the_definition_on_awkward_numbers(pairs):
+    x = pairs[0][1]
+    check_dots([(row + [0.0] * len(x))[:len(x)] for row, _ in pairs], x)
+
+
+@given(vectors, st.lists(st.sampled_from([2.0**-24, 2.0**-25, 2.0**-60, -(2.0**-25), 1 + 2.0**-23, 1.0, -1.0]), max_size=4))
+@settings(max_examples=400)
+def test_dots_are_the_definition_where_all_but_little_cancels(pair, rest):
+    # w.x - w.x + rest, and rests that make ties: sums half way between two binary32, or a little beside it
+    w, x = pair
+    check_dots([w + [-v for v in w] + rest], x + x + [1.0] * len(rest))
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1, 8, 64, 172, 288, 768]), st.floats(-20, 20), st.floats(-20, 20))
+@settings(max_examples=60)
+def test_dots_are_the_definition_on_vectors_as_models_have_them(seed, d, scale, x_scale):
+    rng = random.Random(seed)
+    rows = [llama2.R([rng.gauss(0, 10**scale) for _ in range(d)]) for _ in range(4)]
+    check_dots(rows, llama2.R([rng.gauss(0, 10**x_scale) for _ in range(d)]))
+
+
+def test_the_fallback_is_taken_and_right():
+    # sums that lie exactly between two binary32, and 2^-80 beside: no binary64 guess can tell
+    tie, beside = [1.0, 2.0**-24, 2.0**-80], [1.0, 2.0**-24, -(2.0**-80)]
+    one = (1.0, 1.0, 1.0)
+    assert llama2.Exact.dots(llama2.Exact.Matrix([tuple(tie), tuple(beside)]), one) == (1.0, 1.0)  # rounded to binary64 first
+    above, below = (1.0, 2.0**-24, 2.0**-50), (1.0, 2.0**-24, -(2.0**-50))
+    assert llama2.Exact.dots(llama2.Exact.Matrix([above, below]), one) == (1 + 2.0**-23, 1.0)
+
+
+@given(st.lists(st.one_of(ordinary, any_float, awkward), min_size=1, max_size=6), st.data())
+def test_combine_is_a_dot_product_for_every_column(weights, data):
+    rows = data.draw(st.lists(st.tuples(ordinary, any_float, awkward), min_size=len(weights), max_size=len(weights)))
+    for A, definition in (llama2.Exact, ExactDefinition), (llama2.C, CDefinition):
+        assert bits(A.combine(rows, tuple(weights))) == bits([definition.dot(column, weights) for column in zip(*rows)])
+
+
+@given(st.lists(st.one_of(st.floats(-110, 95, width=32), any_float, awkward), min_size=1, max_size=8))
+@example([88.72283935546875, 88.722839, -103.97207, -103.97208, 89.0, -1e30, 1e30])
+@settings(max_examples=150)
+def test_exp_is_correctly_rounded_and_inf_where_too_large(values):
+    values = [rounded(v) for v in values]
+    assert bits(llama2.Exact.exps(values)) == bits([ExactDefinition.exp(max(-200.0, min(v, 200.0))) for v in values])
+    assert bits(llama2.C.exps(values)) == bits([CDefinition.exp(v) for v in values])
+
+
+@given(st.floats(0, 300, width=32), st.floats(0, 1, width=32))
+@settings(max_examples=60)
+def test_cos_sin_and_pow_are_correctly_rounded(angle, exponent):
+    for A, definition in (llama2.Exact, ExactDefinition), (llama2.C, CDefinition):
+        assert bits([A.cos(angle), A.sin(angle), A.pow(10000.0, exponent)]) == bits(
+            [definition.cos(angle), definition.sin(angle), definition.pow(10000.0, exponent)])
+
+
+@given(any_float.filter(lambda v: v and 2.0**-140 < abs(v) < 2.0**127), st.integers(-3, 3), st.integers(-1, 1).filter(bool))
+def test_a_number_beside_the_middle_of_two_floats_is_certified_to_its_own_side(value, ulps, side):
+    (i,) = struct.unpack("i", struct.pack("f", value))
+    other = struct.unpack("f", struct.pack("i", i + 1))[0]
+    middle = (value + other) / 2
+    guess = middle
+    for _ in range(abs(ulps)):
+        guess = math.nextafter(guess, math.copysign(math.inf, ulps))
+    with localcontext() as context:
+        context.prec = 200
+        number = Decimal(middle) + side * Decimal(abs(middle)) * Decimal(10) ** -40
+    expected = max(value, other) if side > 0 else min(value, other)
+    assert llama2.certified(guess, lambda decimal: number) == expected
+
+
+def test_rounding_is_that_of_binary32():
+    assert llama2.R([0.1, 1e39, -1e39, 1 + 2.0**-24, 1 + 3 * 2.0**-24, 2.0**-150, -(2.0**-150), 2.0**-150 * 1.001]) == (
+        0.10000000149011612, math.inf, -math.inf, 1.0, 1 + 2.0**-22, 0.0, 0.0, 2.0**-149)
+    assert math.copysign(1, llama2.r(-(2.0**-150))) == -1
+    assert list(llama2.running_sums([1.0, 2.0**-24, 2.0**-24])) == [1.0, 1.0, 1.0]
+
+
+# ----------------------------------------------------------------------------
+# Transformer
+
+
+def run_forward(path, arithmetic, tokens, workers=1):
+    with llama2.Transformer(path, arithmetic, workers) as transformer:
+        for pos, token in enumerate(tokens):
+            ops = []
+            logits = transformer.forward(token, pos, lambda layer, op, values: ops.append((layer, op, bits(values))))
+            yield ops, logits.tobytes()
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "c"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_operation_equals_the_definition(files, shape, arithmetic):
+    tokens = [1, 7, 279, 7, 30, 4]
+    checkpoint = llama2.Checkpoint(files[shape])
+    definition = forward_definition({"exact": ExactDefinition, "c": CDefinition}[arithmetic], checkpoint, tokens)
+    for pos, (got, expected) in enumerate(zip(run_forward(files[shape], arithmetic, tokens), definition)):
+        for one, other in zip(got[0], expected[0]):
+            assert one == other, (pos, one[:2], other[:2])
+        assert len(got[0]) == len(expected[0]) == 2 + 14 * 2
+        assert got[1] == expected[1], f"logits of position {pos}"
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "c"])
+@pytest.mark.parametrize("workers", [2, 3, 7])
+@pytest.mark.parametrize("shape", ["grouped", "multi-query"])
+def test_any_number_of_workers_gives_the_same_operations(files, shape, workers, arithmetic):
+    tokens = [1, 7, 279, 30]
+    alone, shared = (list(run_forward(files[shape], arithmetic, tokens, n)) for n in (1, workers))
+    assert alone == shared
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_positions_together_are_positions_one_by_one(files, workers):
+    tokens = [1, 7, 279, 7, 30, 4, 5]
+    alone = list(run_forward(files["grouped"], "exact", tokens))
+    with llama2.Transformer(files["grouped"], workers=workers) as transformer:
+        for first, last in (0, 3), (3, 7):
+            ops = [[] for _ in range(first, last)]
+            logits = transformer.batch(tokens[first:last], first, [
+                lambda layer, op, values, seen=seen: seen.append((layer, op, bits(values))) for seen in ops], skip=1)
+            assert [row.tobytes() for row in logits] == [row for _, row in alone[first + 1:last]]
+            assert ops == [seen for seen, _ in alone[first:last]]
+
+
+def test_both_versions_of_a_checkpoint_give_the_same_logits(tmp_path):
+    for shared in True, False:
+        paths = [make_checkpoint(tmp_path / f"v{version}", version=version, shared=shared) for version in (0, 1)]
+        one, other = ([logits for _, logits in run_forward(path, "exact", [1, 5, 9])] for path in paths)
+        assert one == other
+
+
+def test_a_position_may_be_computed_again_but_not_skipped(files):
+    with llama2.Transformer(files["grouped"]) as transformer:
+        first = [transformer.forward(token, pos) for pos, token in enumerate([1, 5, 9])]
+        assert transformer.forward(9, 2) == first[2]
+        assert transformer.forward(5, 1) == first[1]
+        for pos in 3, -1:
+            with pytest.raises(ValueError, match="position"):
+                transformer.forward(9, pos)
+        transformer.reset()
+        with pytest.raises(ValueError, match="position"):
+            transformer.forward(5, 1)
+        assert transformer.forward(1, 0) == first[0]
+        for token in -1, 280:
+            with pytest.raises(ValueError, match="vocabulary of 280"):
+                transformer.forward(token, 1)
+
+
+def test_the_context_ends(files):
+    with llama2.Transformer(files["multi-query"]) as transformer:
+        for pos in range(32):
+            transformer.forward(1, pos)
+        with pytest.raises(ValueError, match="32"):
+            transformer.forward(1, 32)
+
+
+def test_finite_weights_whose_activations_overflow_are_an_error(tmp_path):
+    path = make_checkpoint(tmp_path / "big", scale=1e15)
+    with llama2.Transformer(path) as transformer, pytest.raises(ValueError, match="not finite"):
+        for pos in range(4):
+            transformer.forward(pos, pos)
+
+
+# ----------------------------------------------------------------------------
+# Checkpoints that are none
+
+
+def edited(path, target, offset, form, *values):
+    with open(path, "rb") as file:
+        data = bytearray(file.read())
+    struct.pack_into("<" + form, data, offset, *values)
+    with open(target, "wb") as file:
+        file.write(data)
+    return str(target)
+
+
+@pytest.mark.parametrize("field, value, message", [
+    (0, 0, "dim is 0"), (0, -16, "dim is -16"), (0, 2**24, "dim is 16777216"), (0, 0x46554747, "dim is 1179993927"),
+    (0, 18, "dim is 18, must be a multiple of n_heads, 4"), (0, 20, "dim / n_heads is 5, must be even"),
+    (1, 0, "hidden_dim is 0"), (2, -1, "n_layers is -1"), (3, 2**31 - 1, "n_heads is 2147483647"), (4, 0, "n_kv_heads is 0"),
+    (4, 3, "n_heads is 4, must be a multiple of n_kv_heads, 3"), (5, 0, "vocab_size is 0"), (5, -(2**31), "vocab_size is"),
+    (6, 0, "seq_len is 0"), (6, 33, "size is"), (1, 25, "size is"), (2, 2**24 - 1, "size is"), (5, -280, "size is")])
+def test_a_header_that_cannot_be_is_refused(files, tmp_path, capfdbinary, field, value, message):
+    for shape, offset in ("multi-head", 0), ("version 1, unshared", 8):
+        if (shape, value) == ("version 1, unshared", -280):
+            message = "vocab_size is -280"
+        if (shape, value) == ("version 1, unshared", 33):
+            continue  # it has no tables that depend on seq_len
+        path = edited(files[shape], tmp_path / "bad.bin", offset + 4 * field, "i", value)
+        assert failure(capfdbinary, path, "-s", 1).startswith(f"{path}: {message}")
+
+
+def test_versions_and_flags_that_cannot_be_are_refused(files, tmp_path, capfdbinary):
+    for offset, form, value, message in [
+            (4, "i", 2, "version is 2, must be 0 or 1: int8 checkpoints are not supported"),
+            (4, "i", 3, "version is 3, must be 1"), (36, "B", 2, "shared_classifier is 2, must be 0 or 1"),
+            (36, "B", 0, "size is"), (0, "I", 0x616B3433, "dim is 1634415667")]:
+        path = edited(files["version 1"], tmp_path / "bad.bin", offset, form, value)
+        assert failure(capfdbinary, path, "-s", 1).startswith(f"{path}: {message}")
+
+
+def test_a_file_of_the_wrong_size_is_refused_with_both_sizes(files, tmp_path, capfdbinary):
+    for shape in "multi-head", "version 1":
+        with open(files[shape], "rb") as file:
+            data = file.read()
+        for cut in 0, 1, 27, 28, 100, 255, 256, 300, len(data) - 4, len(data) - 1, len(data) + 1, len(data) + 4:
+            path = tmp_path / "cut.bin"
+            path.write_bytes((data + bytes(8))[:cut])
+            message = failure(capfdbinary, path, "-s", 1)
+            assert message.startswith(f"{path}: ") and str(cut) in message
+            if cut >= 256:
+                assert str(len(data)) in message
+
+
+def test_files_that_cannot_be_read_are_named(files, tmp_path, capfdbinary):
+    assert failure(capfdbinary, tmp_path / "none", "-s", 1) == f"{tmp_path / 'none'}: No such file or directory"
+    assert failure(capfdbinary, tmp_path, "-s", 1) == f"{tmp_path}: Is a directory"
+    assert failure(capfdbinary, files["grouped"], "-s", 1, "-z", tmp_path) == f"{tmp_path}: Is a directory"
+    assert failure(capfdbinary, files["grouped"], "-s", 1, "-z", tmp_path / "none").startswith(f"{tmp_path / 'none'}: No such")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("arithmetic", ["exact", "c"])
+def test_a_weight_that_is_not_finite_is_refused_with_its_matrix_named(files, tmp_path, value, arithmetic):
+    checkpoint = llama2.Checkpoint(files["grouped"])
+    for name, (offset, rows, columns) in checkpoint.tensors.items():
+        if name == "rope_tables":
+            continue
+        path = edited(files["grouped"], tmp_path / "bad.bin", offset + 4 * (rows * columns - 1), "f", value)
+        with pytest.raises(ValueError, match=f"bad.bin: {name} "):
+            with llama2.Transformer(path, arithmetic) as transformer:
+                transformer.forward(279, 0)
+
+
+# ----------------------------------------------------------------------------
+# Tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer(files):
+    return llama2.Tokenizer(files["tokenizer"], 280)
+
+
+@given(st.text(st.sampled_from("ab cdé😀\n~"), max_size=40) | st.text(max_size=12))
+@settings(max_examples=400)
+def test_encoding_is_the_quadratic_definition(tokenizer, text):
+    assume(not any("\ud800" <= c <= "\udfff" for c in text))
+    start = [259] if text else []
+    for character in text:
+        piece = character.encode()
+        start += [tokenizer.tokens[piece]] if piece in tokenizer.tokens else [byte + 3 for byte in piece]
+    assert tokenizer.encode(text) == [1] + merges_definition(tokenizer, start)
+    assert tokenizer.encode(text, bos=False) == merges_definition(tokenizer, start)
+
+
+@given(st.lists(st.sampled_from([0.0, -1.0, -2.0, 1.0, -1e10, math.nan, -math.inf]), min_size=20, max_size=20),
+       st.text(st.sampled_from("abcd "), max_size=30))
+@settings(max_examples=200)
+def test_encoding_is_the_definition_with_tied_and_odd_scores(tmp_path_factory, scores, text):
+    path = make_tokenizer(tmp_path_factory.getbasetemp() / "scores.bin", scores=[0.0] * 259 + scores)
+    tokenizer = llama2.Tokenizer(path, 279)
+    start = [tokenizer.tokens[c.encode()] for c in (" " + text if text else "")]
+    assert tokenizer.encode(text, bos=False) == merges_definition(tokenizer, start)
+
+
+def test_encoding_takes_n_log_n_time(tokenizer):
+    text = "ab a cd b" * 12_000
+    begin = time.process_time()
+    tokens = tokenizer.encode(text)
+    assert time.process_time() - begin < 5
+    assert b"".join(map(tokenizer.vocab.__getitem__, tokens[1:])) == b" " + text.encode()
+
+
+@given(st.text(max_size=60))
+def test_what_is_encoded_is_decoded(tokenizer, text):
+    assume(not any("\ud800" <= c <= "\udfff" for c in text))
+    tokens = tokenizer.encode(text)
+    assert b"".join(tokenizer.decode(a, b) for a, b in zip(tokens, tokens[1:])) == text.encode()
+
+
+def test_bytes_that_are_not_utf_8_are_encoded_as_bytes(tokenizer):
+    assert tokenizer.encode("\udcff\udc80a", bos=False) == [259, 0xFF + 3, 0x80 + 3, 260]
+    with pytest.raises(ValueError):
+        tokenizer.encode("\ud800")
+
+
+def test_decoding(tokenizer):
+    assert tokenizer.decode(1, 263) == b"a" and tokenizer.decode(5, 263) == b" a"
+    assert tokenizer.decode(1, 259) == b"" and tokenizer.decode(5, 3) == b"\0" and tokenizer.decode(1, 3 + 0xE9) == b"\xe9"
+
+
+def test_the_first_of_equal_tokens_counts(tmp_path):
+    path = make_tokenizer(tmp_path / "t", PIECES + [b"a"], SCORES + [5.0])
+    assert llama2.Tokenizer(path, 280).encode("a", bos=False) == [263]
+
+
+def test_a_vocabulary_without_bytes_says_so(tmp_path):
+    tokenizer = llama2.Tokenizer(make_tokenizer(tmp_path / "t"), 100)
+    with pytest.raises(ValueError, match="vocabulary of 100 has no token for every byte"):
+        tokenizer.encode("~")
+
+
+def test_tokenizers_that_are_none_are_refused(files, tmp_path, capfdbinary):
+    with open(files["tokenizer"], "rb") as file:
+        data = file.read()
+    for cut in [0, 3, 4, 11, 12, 13, len(data) - 1]:
+        (tmp_path / "cut").write_bytes(data[:cut])
+        assert re.match(r".*cut: (ends within token \d+; the checkpoint has 280|token \d+ has length \d+, but \d+ bytes are left)$",
+                        failure(capfdbinary, files["grouped"], "-s", 1, "-z", tmp_path / "cut"))
+    for length in -1, 2**31 - 1, -(2**31):
+        path = edited(files["tokenizer"], tmp_path / "bad", 8, "i", length)
+        assert failure(capfdbinary, files["grouped"], "-s", 1, "-z", path).startswith(f"{path}: token 0 has length {length}")
+
+
+# ----------------------------------------------------------------------------
+# Sampler
+
+
+@pytest.mark.parametrize("rng", COINS)
+def test_the_first_coins(rng):
+    for seed, coins in COINS[rng].items():
+        sampler = llama2.Sampler(seed=seed, rng=rng)
+        assert [sampler.coin() * 2**24 for _ in coins] == coins
+
+
+@given(st.integers(1, 2**64 - 1))
+def test_coins_are_in_range_and_states_stay_64_bits(seed):
+    for rng in COINS:
+        sampler = llama2.Sampler(seed=seed, rng=rng)
+        for _ in range(4):
+            assert 0 <= sampler.coin() < 1 and 0 <= sampler.state < 2**64
+
+
+def sample_definition(A, logits, temperature, p, coin):
+    """run.c's sample: the plain way or by top-p, with every candidate sorted."""
+    R = rounded
+    if R(temperature) == 0:
+        return logits.index(max(logits))
+    probabilities = softmax_definition(A, [R(v / R(temperature)) for v in logits])
+    n = len(logits)
+    if R(p) <= 0 or R(p) >= 1:
+        cdf = 0.0
+        for i, probability in enumerate(probabilities):
+            cdf = R(cdf + probability)
+            if coin < cdf:
+                return i
+        return n - 1
+    cutoff = R(R(1.0 - R(p)) / R(n - 1))
+    top = sorted((-v, i) for i, v in enumerate(probabilities) if v >= cutoff) or [(0, logits.index(max(logits)))]
+    cumulative, last = 0.0, len(top) - 1
+    for i, (v, _) in enumerate(top):
+        cumulative = R(cumulative - v)
+        if cumulative > R(p):
+            last = i
+            break
+    target, cdf = R(coin * cumulative), 0.0
+    for v, i in top[:last + 1]:
+        cdf = R(cdf - v)
+        if target < cdf:
+            return i
+    return top[last][1]
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, -1.0]) | st.floats(-20, 20, width=32), min_size=2, max_size=30),
+       st.sampled_from([0.0, 1e-50, 0.1, 1.0, 3.5, 1e30]), st.sampled_from([0.0, 1e-9, 0.5, 0.9, 0.999, 1.0]) | st.floats(0, 1),
+       st.integers(1, 2**64 - 1), st.sampled_from(["exact", "c"]))
+@settings(max_examples=400)
+def test_sampling_is_the_definition(logits, temperature, p, seed, arithmetic):
+    sampler, coins = (llama2.Sampler(temperature, p, seed, arithmetic=arithmetic) for _ in range(2))
+    A = {"exact": ExactDefinition, "c": CDefinition}[arithmetic]
+    for _ in range(3):
+        coin = coins.coin() if rounded(temperature) else 0
+        assert sampler.sample(logits) == sample_definition(A, logits, temperature, p, coin)
+
+
+def test_sampling_follows_the_probabilities():
+    logits = [math.log(p) for p in (0.5, 0.3, 0.15, 0.05)]
+    sampler, counts = llama2.Sampler(1.0, 0.0, 42), [0] * 4
+    for _ in range(4000):
+        counts[sampler.sample(logits)] += 1
+    assert [round(count / 4000, 1) for count in counts] == [0.5, 0.3, 0.1, 0.1] or counts[0] > counts[1] > counts[2] > counts[3]
+    assert abs(counts[0] - 2000) < 150 and abs(counts[3] - 200) < 70
+    sampler = llama2.Sampler(1.0, 0.7, 42)
+    assert {sampler.sample(logits) for _ in range(1000)} == {0, 1}
+
+
+@pytest.mark.parametrize("options", [{"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf},
+                                     {"p_value": -0.1}, {"p_value": 1.1}, {"p_value": math.nan}, {"seed": 0}, {"seed": 2**64}])
+def test_samplers_out_of_range_are_refused(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} is .*must be"):
+        llama2.Sampler(**options)
+
+
+# ----------------------------------------------------------------------------
+# Generation and chat
+
+
+class Scripted:
+    """A model whose likeliest next token is the script's."""
+
+    def __init__(self, script, seq_len=64):
+        self.script, self.calls = script, []
+        self.config = llama2.Config(0, 0, 0, 0, 0, 280, seq_len)
+        self.checkpoint = self
+        self.path = "scripted.bin"
+
+    def batch(self, tokens, pos, observers=(), skip=0):
+        self.calls.append((list(tokens), pos, skip))
+        rows = []
+        for i in range(pos + skip, pos + len(tokens)):
+            rows.append(llama2.array("f", bytes(4 * 280)))
+            rows[-1][self.script[i]] = 1.0
+        return rows
+
+    def forward(self, token, pos, observe=None):
+        return self.batch([token], pos)[0]
+
+
+def tell(model, tokenizer, tokens, steps, **more):
+    return [(step.pos, step.token, step.next, step.piece) for step in llama2.generate(
+        model, tokenizer, llama2.Sampler(0.0), tokens, steps, **more)]
+
+
+def test_the_prompt_is_forced_and_then_the_model_speaks_until_bos(tokenizer):
+    model = Scripted([9, 9, 260, 261, 1, 260])
+    assert tell(model, tokenizer, [1, 263, 261], 64) == [
+        (0, 1, 263, b"a"), (1, 263, 261, b"b"), (2, 261, 260, b"a"), (3, 260, 261, b"b"), (4, 261, 1, b"\n<s>\n")]
+
+
+def test_steps_end_a_story_and_a_prompt(tokenizer):
+    assert len(tell(Scripted([260] * 64), tokenizer, [1, 263, 261], 5)) == 5
+    assert [step[2] for step in tell(Scripted([9] * 64), tokenizer, [1, 263, 261, 260], 2)] == [263, 261]
+
+
+def test_the_classifier_is_skipped_where_the_prompt_says_what_follows(tokenizer):
+    model = Scripted([260] * 64)
+    tell(model, tokenizer, [1] + [261] * 20, 24)
+    assert sum(len(tokens) - skip for tokens, _, skip in model.calls) == 24 - 20
+    assert sum(len(tokens) for tokens, _, _ in model.calls) == 24
+    model = Scripted([260] * 64)
+    tell(model, tokenizer, [1] + [261] * 20, 24, logits=True)
+    assert sum(len(tokens) - skip for tokens, _, skip in model.calls) == 24
+
+
+@given(st.lists(st.integers(259, 262), min_size=20, max_size=20), st.lists(st.integers(259, 262), max_size=25), st.integers(1, 20))
+def test_tokens_foreseen_change_nothing_but_the_work(tokenizer, script, foreseen, steps):
+    plain = tell(Scripted(script), tokenizer, [1, 260], steps)
+    assert tell(Scripted(script), tokenizer, [1, 260], steps, foreseen=foreseen) == plain
+
+
+def test_foreseeing_a_model_of_random_weights_changes_no_logits(files, tokenizer):
+    with llama2.Transformer(files["grouped"]) as model:
+        def run(foreseen):
+            events = []
+            steps = list(llama2.generate(model, tokenizer, llama2.Sampler(1.0, 0.9, 3), [1, 260], 24,
+                                         lambda *event: events.append((*event[:2], bits(event[2]))), True, foreseen))
+            return steps, events
+
+        plain = run(())
+        tokens = [step.token for step in plain[0][2:]]
+        assert run(tokens) == plain
+        assert run(tokens[:7] + [5] * 9) == plain
+        assert run([5] * 40) == plain
+
+
+def test_a_prompt_beyond_the_context_is_refused(files, capfdbinary):
+    message = failure(capfdbinary, files["grouped"], "-z", files["tokenizer"], "-s", 1, "-i", "~" * 40)
+    assert message == f"the prompt has 42 tokens, but the context of {files['grouped']} is 32"
+
+
+def converse(script, lines, steps=64, tokenizer=None, **more):
+    out, questions = [], []
+
+    def read(question):
+        questions.append(question)
+        if not lines:
+            raise EOFError
+        return lines.pop(0)
+
+    model = Scripted(script)
+    with contextlib.suppress(EOFError):
+        llama2.chat(model, tokenizer, llama2.Sampler(0.0), steps, read, out.append, **more)
+    return b"".join(out), questions, [token for call in model.calls for token in call[0]]
+
+
+def test_chat_takes_turns_as_run_c_does(tokenizer):
+    turns = [tokenizer.encode("[INST] <<SYS>>\nbe\n<</SYS>>\n\na [/INST]"), tokenizer.encode("[INST] b [/INST]")]
+    script = [9] * (len(turns[0]) - 1) + [260, 261, 2, 261] + [9] * (len(turns[1]) - 1) + [265, 2, 260]
+    out, questions, tokens = converse(script, ["be", "a", "b"], 250, tokenizer)
+    assert questions == ["Enter system prompt (optional): ", "User: ", "User: ", "User: "]
+    assert out == b"Assistant: ab\nbAssistant: aba\na"  # run.c prints what the model says after its EOS, too
+    assert tokens[:len(turns[0])] == turns[0] and tokens[len(turns[0]):len(turns[0]) + 3] == [260, 261, 2]
+
+
+def test_chat_without_a_system_prompt_has_no_system_block(tokenizer):
+    out, questions, tokens = converse([260] * 64, [], 30, tokenizer, user="a", system="")
+    assert questions == [] and tokens[:len(tokenizer.encode("[INST] a [/INST]"))] == tokenizer.encode("[INST] a [/INST]")
+    assert out.startswith(b"Assistant: a") and out.endswith(b"\n")
