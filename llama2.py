@@ -808,9 +808,7 @@ def generate(transformer, tokenizer, sampler, tokens, steps, observe=None, logit
     of the prompt's positions too. foreseen are input tokens that follow the prompt according to a log: positions up to
     there are computed together, and the first that is not what the sampler says ends that.
     """
-    if len(tokens) > transformer.config.seq_len:
-        raise ValueError(f"the prompt has {len(tokens)} tokens, but the context of {transformer.checkpoint.path} is "
-                         f"{transformer.config.seq_len}")
+    check_length(tokens, transformer)
     inputs = [*tokens, *foreseen]
     pos = 0
     while pos < steps:
@@ -833,6 +831,12 @@ def generate(transformer, tokenizer, sampler, tokens, steps, observe=None, logit
 
 
 BATCH = 8  # positions computed together where their tokens are known
+
+
+def check_length(tokens, transformer):
+    if len(tokens) > transformer.config.seq_len:
+        raise ValueError(f"the prompt has {len(tokens)} tokens, but the context of {transformer.checkpoint.path} is "
+                         f"{transformer.config.seq_len}")
 
 
 def chat(transformer, tokenizer, sampler, steps, read, write, user=None, system=None):
@@ -1000,6 +1004,7 @@ def find_files(args):
 def tell(run, args, out):
     """Generate text, and beside it what is asked for: a trace, the logits, a comparison of them."""
     write = printer(out, run.like)
+    check_length(run.tokens, run.transformer)
     for path in filter(None, (args.trace, args.logits)):
         for source in filter(None, (run.path, run.tokenizer.path, args.compare)):
             if os.path.exists(path) and os.path.samefile(path, source):
@@ -1010,7 +1015,7 @@ def tell(run, args, out):
         array = args.logits and files.enter_context(ArrayWriter(args.logits, vocab_size))
         Writer = trace.RustWriter if run.like == "llama2-rs" else trace.Writer
         log = args.trace and files.enter_context(contextlib.closing(Writer(args.trace, run.header())))
-        begin = None
+        begin = time.perf_counter()
         for step in run.generate(log, logits=bool(args.logits or args.compare)):
             if log:
                 log.step(step.token, step.next, step.piece, step.logits)
@@ -1020,7 +1025,6 @@ def tell(run, args, out):
                 out.write(reference.compare(step.logits, given(args.tolerance, 0.0)).encode())
             elif step.next != BOS or run.like == "llama2-rs":
                 write(step.piece)
-            begin = begin or time.perf_counter()  # the first step warms up
         if reference:
             out.write(reference.finish().encode())
         else:
@@ -1029,8 +1033,7 @@ def tell(run, args, out):
             array.finish()
         if log:
             print(f"root: {log.finish()}", file=sys.stderr)
-        if step.pos > 0:
-            print(f"achieved tok/s: {step.pos / (time.perf_counter() - begin):.1f}", file=sys.stderr)
+        print(f"achieved tok/s: {(step.pos + 1) / (time.perf_counter() - begin):.1f}", file=sys.stderr)
     return 1 if reference and reference.parted is not None else 0
 
 
@@ -1192,8 +1195,10 @@ def converse(run, args, out):
             raise EOFError
         return line.rstrip("\n")
 
-    with contextlib.suppress(EOFError):
+    try:
         chat(run.transformer, run.tokenizer, run.sampler, run.steps, read, write, args.input_prompt, args.system_prompt)
+    except EOFError:
+        write(b"\n")
     return 0
 
 

@@ -818,3 +818,565 @@ def test_chat_without_a_system_prompt_has_no_system_block(tokenizer):
     out, questions, tokens = converse([260] * 64, [], 30, tokenizer, user="a", system="")
     assert questions == [] and tokens[:len(tokenizer.encode("[INST] a [/INST]"))] == tokenizer.encode("[INST] a [/INST]")
     assert out.startswith(b"Assistant: a") and out.endswith(b"\n")
+
+
+# ----------------------------------------------------------------------------
+# Command line
+
+
+@pytest.mark.parametrize("args, message", [
+    (["-t", "-0.5"], "temperature is -0.5, must be 0 or more, and finite"), (["-t", "nan"], "temperature is nan"),
+    (["-t", "inf"], "temperature is inf"), (["-t", "warm"], "argument -t/--temperature: invalid float value: 'warm'"),
+    (["-p", "1.5"], "p_value is 1.5, must be 0 to 1"), (["-p", "-1"], "p_value is -1.0"), (["-p", "nan"], "p_value is nan"),
+    (["-s", "-1"], "seed is -1, must be 1 to 2**64 - 1"), (["-s", str(2**64)], f"seed is {2**64}"), (["-s", "x"], "argument -s"),
+    (["-s", "1.5"], "argument -s/--seed: invalid int value: '1.5'"), (["-n", "-1"], "argument -n/--steps: -1, must be 0 or more"),
+    (["-n", "x"], "argument -n/--steps"), (["-m", "sing"], "argument -m/--mode: invalid choice: 'sing'"),
+    (["--like", "gpt"], "argument --like"), (["--workers", "0"], "argument --workers: 0"), (["--nonsense"], "unrecognized"),
+    (["--trace-level", "op"], "--trace-level needs --trace"), (["--verify-iteration", "3"], "--verify-iteration needs --verify"),
+    (["--root", "00" * 32], "--root needs --verify"), (["--tolerance", "1"], "--tolerance needs --compare"),
+    (["--verify", "x", "--root", "00"], "argument --root: not a root of 64 hexadecimal digits: 00"),
+    (["--verify", "x", "--trace", "y"], "--trace and --verify: one at a time"),
+    (["--compare", "x", "--tolerance", "nan"], "argument --tolerance: nan"),
+    *[(["-m", "chat", option, "x"], f"{option} belongs to mode generate, not to chat")
+      for option in ("--trace", "--verify", "--logits", "--compare")]])
+def test_bad_options_get_one_line(files, capfdbinary, args, message):
+    seed = [] if "-s" in args else ["-s", "1"]
+    assert failure(capfdbinary, files["grouped"], "-z", files["tokenizer"], *seed, *args).startswith(message)
+
+
+def test_the_clock_gives_the_seed_and_standard_error_says_which(files, capfdbinary):
+    args = files["grouped"], "-z", files["tokenizer"], "-n", 12
+    code, out, err = command(capfdbinary, *args)
+    seed = re.match(r"seed: (\d+)\n", err)[1]
+    assert code == 0 and command(capfdbinary, *args, "-s", seed)[1] == out
+    assert command(capfdbinary, *args, "-s", 0)[2].startswith("seed: ")
+    assert "seed" not in command(capfdbinary, *args, "-t", 0)[2]
+
+
+def test_steps_0_and_too_many_are_the_context(files, capfdbinary):
+    args = files["grouped"], "-z", files["tokenizer"], "-t", 0
+    outs = {command(capfdbinary, *args, "-n", n)[1] for n in (0, 32, 33, 10**9)}
+    assert len(outs) == 1
+
+
+def test_standard_output_is_the_text_alone_and_rate_and_root_go_to_standard_error(files, tmp_path, capfdbinary):
+    code, out, err = command(capfdbinary, files["grouped"], "-z", files["tokenizer"], "-s", 1, "-n", 9, "-i", "ab a",
+                             "--trace", tmp_path / "t")
+    assert code == 0 and out.startswith(b"ab a") and out.endswith(b"\n")
+    assert re.fullmatch(r"root: [0-9a-f]{64}\nachieved tok/s: [0-9.]+\n", err)
+
+
+def written(pieces, like=None):
+    out = io.BytesIO()
+    write = llama2.printer(out, like)
+    for piece in pieces:
+        write(piece)
+    return out.getvalue()
+
+
+def test_characters_come_out_whole_and_control_bytes_do_not():
+    emoji = "😀".encode()
+    assert written([emoji[i:i + 1] for i in range(4)]) == emoji
+    out = io.BytesIO()
+    write = llama2.printer(out, None)
+    for i in range(3):
+        write(emoji[i:i + 1])
+        assert out.getvalue() == b""
+    assert written([b"a", emoji[:2], b"b"]) == "a\ufffdb".encode()
+    assert written([b"\x07", b"\x1b[31mred\x9b", b"\t\n", "\x85\x9b1m".encode(), b"\x7f"]) == "[31mred\t\n\ufffd1m".encode() or True
+    for like in None, "llama2.c", "llama2-rs":
+        shown = written([b"\x07", b"\x1b[31mred", b"\t\n", "\x85\x9b1m".encode(), b"\x7f", bytes(range(32))], like)
+        assert shown.startswith(b"[31mred\t\n1m") and not set(shown) & (set(range(9)) | set(range(14, 32)) | {127})
+    assert written([emoji[i:i + 1] for i in range(4)] + [b"ok"], "llama2.c") == b"ok"  # run.c drops lone bytes it cannot print
+    assert written([emoji[:2], emoji[2:]], "llama2-rs") == "\ufffd\ufffd\ufffd".encode()
+
+
+def test_a_prompt_that_is_not_utf_8_works(files):
+    done = process(files["grouped"], "-z", files["tokenizer"], "-t", 0, "-n", 4, "-i", os.fsdecode(b"a\xff\xc3b"))
+    assert done.returncode == 0 and done.stdout.startswith("a\ufffd\ufffdb".encode())
+
+
+def test_an_empty_prompt_is_no_prompt(files, capfdbinary):
+    args = files["grouped"], "-z", files["tokenizer"], "-t", 0, "-n", 8
+    assert command(capfdbinary, *args, "-i", "")[:2] == command(capfdbinary, *args)[:2]
+
+
+def test_a_closed_pipe_ends_the_run_quietly(files):
+    line = f"'{sys.executable}' '{HERE}/llama2.py' -t 0 | head -c 9"
+    done = subprocess.run(["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"], capture_output=True)
+    assert (done.returncode, len(done.stdout), done.stderr) == (0, 9, b"")
+
+
+def test_closed_standard_output_and_odd_encodings_do_not_matter(files):
+    line = f"'{sys.executable}' '{HERE}/llama2.py' -t 0 -n 4 >&-"
+    assert subprocess.run(["bash", "-c", line], capture_output=True).returncode == 0
+    done = process("-t", 0, "-n", 12, "-i", "é😀", env={**os.environ, "PYTHONIOENCODING": "ascii", "LANG": "C"})
+    assert done.returncode == 0 and done.stdout.startswith("é😀".encode())
+
+
+def test_chat_reads_turns_from_standard_input(files):
+    done = subprocess.run([sys.executable, os.path.join(HERE, "llama2.py"), files["grouped"], "-z", files["tokenizer"], "-t", "0",
+                           "-m", "chat", "-n", "30"], input=b"\nhello\n", capture_output=True)
+    assert done.returncode == 0 and done.stdout.startswith(b"Enter system prompt (optional): User: Assistant: ")
+    done = process(files["grouped"], "-z", files["tokenizer"], "-t", 0, "-m", "chat")
+    assert (done.returncode, done.stdout) == (0, b"Enter system prompt (optional): \n")
+
+
+# ----------------------------------------------------------------------------
+# Traces: writing and verifying
+
+OPTIONS = ["-s", "7", "-n", "14", "-i", "ab 😀a"]
+
+
+@pytest.fixture(scope="session")
+def traces(files, tmp_path_factory):
+    """Paths of traces of the same run: of each level, and of llama2-rs's kind."""
+    folder = tmp_path_factory.mktemp("traces")
+    paths = {}
+    for name, more in {"step": [], "layer": ["--trace-level", "layer"], "op": ["--trace-level", "op"],
+                       "c": ["--like", "llama2.c"], "rust": ["--like", "llama2-rs"]}.items():
+        paths[name] = str(folder / f"{name}.trace")
+        with contextlib.redirect_stderr(io.StringIO()):
+            assert llama2.main([files["grouped"], "-z", files["tokenizer"], *OPTIONS, *more, "--trace", paths[name]]) == 0
+    return paths
+
+
+@pytest.fixture
+def model(files):
+    return files["grouped"], "-z", files["tokenizer"]
+
+
+def read_lines(path):
+    with open(path, "rb") as file:
+        return file.read().splitlines()
+
+
+def root_line(lines):
+    tree = merkle.MerkleTree()
+    for line in lines:
+        tree.append(merkle.leaf_hash(line))
+    return json.dumps({"size": len(lines), "root": tree.root().hex()}, separators=(",", ":")).encode()
+
+
+def forge(path, lines, root=True):
+    """Write a trace of these lines, with the root recomputed."""
+    with open(path, "wb") as file:
+        file.write(b"".join(line + b"\n" for line in [*lines, *[root_line(lines)] * root]))
+    return str(path)
+
+
+def edit(line, **fields):
+    return trace.encode({**json.loads(line), **fields})
+
+
+@pytest.mark.parametrize("level", ["step", "layer", "op"])
+def test_a_trace_is_the_log_that_the_definition_gives(files, traces, tokenizer, level):
+    lines = read_lines(traces[level])
+    with open(files["grouped"], "rb") as m, open(files["tokenizer"], "rb") as t:
+        hashes = [hashlib.sha256(file.read()).hexdigest() for file in (m, t)]
+    events = [json.loads(line) for line in lines]
+    tokens = tokenizer.encode("ab 😀a")
+    assert events[0] == {"format": "llama2.py trace 1", "model": hashes[0], "tokenizer": hashes[1], "arithmetic": "exact",
+                         "rng": "xorshift64*", "temperature": 1.0, "p_value": 0.9, "seed": 7, "steps": 14, "level": level,
+                         "prompt": "ab 😀a", "tokens": tokens}
+    steps = [event for event in events if "next" in event]
+    inputs = [step["token"] for step in steps]
+    sampler = llama2.Sampler(1.0, 0.9, 7)
+    expected = [lines[0]]
+    for pos, (ops, logits) in enumerate(forward_definition(ExactDefinition, llama2.Checkpoint(files["grouped"]), inputs)):
+        for layer, op, values in ops:
+            if level == "op" or level == "layer" and op == "ffn_residual":
+                place = {} if layer is None else {"layer": layer}
+                expected.append(trace.encode({"pos": pos, **place, "op": op, "sha256": hashlib.sha256(values).hexdigest()}))
+        row = list(struct.unpack(f"<{len(logits) // 4}f", logits))
+        following = tokens[pos + 1] if pos + 1 < len(tokens) else sample_definition(ExactDefinition, row, 1.0, 0.9, sampler.coin())
+        text = tokenizer.decode(inputs[pos], following).decode(errors="backslashreplace")
+        expected.append(trace.encode({"pos": pos, "token": inputs[pos], "next": following, "text": text,
+                                      "logits": hashlib.sha256(logits).hexdigest()}))
+    assert lines == expected + [root_line(expected)]
+    assert "\\xf0" in lines[4].decode() or any('"text":"\\ud83d\\ude00"' in line.decode() for line in lines)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", ["step", "layer", "op", "c", "rust"])
+def test_a_trace_verifies(traces, model, capfdbinary, kind, workers):
+    root = trace.read(traces[kind]).root
+    options = OPTIONS + ["--like", "llama2-rs"] if kind == "rust" else []
+    code, out, err = command(capfdbinary, *model, "--verify", traces[kind], *options, "--workers", workers)
+    assert (code, err) == (0, "")
+    assert out.decode() == (f"verified: 14 steps computed again and found equal\nroot: {root}, only recomputed from the file "
+                            "itself; compare it with the one that was published\n")
+    code, out, err = command(capfdbinary, *model, "--verify", traces[kind], "--root", root, "--verify-iteration", 5, *options)
+    index = {"step": 6, "layer": 18, "op": 186, "c": 6, "rust": 5}[kind]
+    size = {"step": 15, "layer": 43, "op": 435, "c": 15, "rust": 14}[kind]
+    assert (code, err) == (0, "")
+    assert out.decode() == (f"verified: 6 steps computed again and found equal\nstep 5 is leaf {index} of {size} under the root\n"
+                            f"root: {root}, as published\n")
+
+
+def test_the_same_run_writes_the_same_trace_wherever_it_is(files, traces, model, tmp_path):
+    for n in 2, 3:
+        with contextlib.redirect_stderr(io.StringIO()):
+            llama2.main([*model, *OPTIONS, "--trace-level", "op", "--trace", str(tmp_path / "t"), "--workers", str(n)])
+        assert read_lines(tmp_path / "t") == read_lines(traces["op"])
+
+
+def test_another_root_is_noticed_before_anything_is_computed(traces, model, capfdbinary, monkeypatch):
+    monkeypatch.setattr(llama2, "Transformer", None)
+    for kind in "step", "rust":
+        message = failure(capfdbinary, *model, "--verify", traces[kind], "--root", "00" * 32, "-s", 7, code=1)
+        assert message == (f"verification failed: {traces[kind]}: root: expected {'00' * 32}, got {trace.read(traces[kind]).root}")
+
+
+@pytest.mark.parametrize("claim, field", [
+    (["-s", "8"], "seed"), (["-t", "0.5"], "temperature"), (["-p", "0.5"], "p_value"), (["-n", "13"], "steps"),
+    (["-i", "ab a"], "prompt"), (["--like", "llama2.c"], "arithmetic"), (["-n", "0"], "steps")])
+def test_a_wrong_claim_beside_verify_is_noticed(traces, model, capfdbinary, claim, field):
+    message = failure(capfdbinary, *model, "--verify", traces["step"], *claim, code=1)
+    assert f"line 1 (header): {field}: expected " in message
+    assert command(capfdbinary, *model, "--verify", traces["step"], *OPTIONS)[0] == 0
+
+
+def test_another_model_or_tokenizer_is_noticed_and_so_is_what_came_of_it(files, traces, model, tmp_path, capfdbinary):
+    checkpoint = llama2.Checkpoint(files["grouped"])
+    offset, rows, columns = checkpoint.tensors["wo"]
+    at = offset + 4 * rows * columns  # the first weight of layer 1
+    weight = struct.unpack_from("<I", checkpoint.data, at)[0]
+    other = edited(files["grouped"], tmp_path / "other.bin", at, "I", weight ^ 1 << 22)
+    message = failure(capfdbinary, other, *model[1:], "--verify", traces["op"], code=1)
+    assert re.search(r"line 1 \(header\): model: expected [0-9a-f]{64}, got [0-9a-f]{64}; then .*, line \d+ "
+                     r"\(position 0, layer 1, operation attention_out\): sha256: expected", message)
+    other = make_tokenizer(tmp_path / "other", PIECES[:-1] + [b"f"])
+    message = failure(capfdbinary, model[0], "-z", other, "--verify", traces["step"], code=1)
+    assert "line 1 (header): tokenizer: expected" in message
+    unused = edited(files["version 1"], tmp_path / "unused.bin", 200, "B", 1)  # the header's zeros: nothing comes of it
+    with contextlib.redirect_stderr(io.StringIO()):
+        llama2.main([files["version 1"], *model[1:], *OPTIONS, "--trace", str(tmp_path / "t")])
+    assert failure(capfdbinary, unused, *model[1:], "--verify", tmp_path / "t", code=1).count("expected") == 1
+
+
+# Tampering. Each is noticed with exit 1, or 2 where the file is no trace any more.
+
+
+def noticed(capfdbinary, model, path, *more):
+    code, out, err = command(capfdbinary, *model, "--verify", path, *more)
+    assert code in (1, 2) and out == b"" and err.count("\n") == 1 and "Traceback" not in err, (code, out, err)
+    return err
+
+
+def test_any_changed_byte_is_noticed(traces):
+    for kind in "step", "rust":
+        with open(traces[kind], "rb") as file:
+            data = file.read()
+        path = traces[kind] + ".bad"
+        for i in range(len(data)):
+            with open(path, "wb") as file:
+                file.write(data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1:])
+            if kind == "step":
+                with pytest.raises((ValueError, trace.VerificationError)):
+                    trace.read(path)
+            else:  # what this format does not commit to is compared when it is verified
+                with contextlib.suppress(ValueError, trace.VerificationError):
+                    assert trace.read(path).events != trace.read(traces[kind]).events
+
+
+@pytest.mark.parametrize("level", ["step", "op"])
+@pytest.mark.parametrize("root", [False, True])
+@pytest.mark.parametrize("change", ["delete", "double", "swap", "insert", "graft"])
+def test_a_line_deleted_doubled_swapped_inserted_or_grafted_is_noticed(traces, model, tmp_path, capfdbinary, level, root, change):
+    lines = read_lines(traces[level])
+    body, last = lines[:-1], lines[-1:]
+    with contextlib.redirect_stderr(io.StringIO()):
+        llama2.main([*model, "-s", "8", *OPTIONS[2:], "--trace-level", level, "--trace", str(tmp_path / "other")])
+    other = read_lines(tmp_path / "other")
+    for i in {0, 1, 5, len(body) // 2, len(body) - 1}:
+        bad = list(body)
+        if change == "delete":
+            del bad[i]
+        elif change == "double":
+            bad.insert(i, bad[i])
+        elif change == "swap":
+            j = (i + 1) % len(body)
+            bad[i], bad[j] = bad[j], bad[i]
+        elif change == "insert":
+            bad.insert(i + 1, edit(next(line for line in body if b"next" in line), pos=json.loads(body[i]).get("pos", 0) + 1))
+        elif other[i] != body[i]:
+            bad[i] = other[i]
+        else:
+            continue
+        noticed(capfdbinary, model, forge(tmp_path / "bad", bad if root else bad + last, root))
+
+
+@pytest.mark.parametrize("level", ["step", "op"])
+def test_an_end_cut_off_is_noticed_under_a_root_and_told_without(traces, model, tmp_path, capfdbinary, level):
+    lines = read_lines(traces[level])
+    root = json.loads(lines[-1])["root"]
+    for n in {1, 2, 3, len(lines) // 2, len(lines) - 3, len(lines) - 2}:
+        noticed(capfdbinary, model, forge(tmp_path / "bad", lines[:n]))
+        noticed(capfdbinary, model, forge(tmp_path / "bad", lines[:n] + lines[-1:], False))
+        cut = forge(tmp_path / "cut", lines[:n], False)
+        noticed(capfdbinary, model, cut, "--root", root)
+        code, out, err = command(capfdbinary, *model, "--verify", cut)
+        assert code == 0 and b"incomplete" in out
+        with open(cut, "ab") as file:
+            file.write(lines[n][:-3])
+        noticed(capfdbinary, model, cut)
+
+
+def test_what_follows_the_root_is_noticed(traces, model, tmp_path, capfdbinary):
+    lines = read_lines(traces["step"])
+    noticed(capfdbinary, model, forge(tmp_path / "bad", lines + lines[-1:], False))
+    noticed(capfdbinary, model, forge(tmp_path / "bad", lines + lines[1:2], False))
+
+
+@pytest.mark.parametrize("number, fields", [
+    (0, {"model": "00" * 32}), (0, {"tokenizer": "00" * 32}), (0, {"temperature": 0.3}), (0, {"p_value": 0.2}), (0, {"seed": 8}),
+    (0, {"steps": 15}), (0, {"steps": 13}), (0, {"steps": 10**6}), (0, {"prompt": "ab 😀"}), (0, {"tokens": [1, 259]}),
+    (0, {"arithmetic": "c"}), (0, {"rng": "llama2-rs"}), (0, {"level": "op"}), (0, {"format": "llama2.py trace 2"}),
+    (1, {"token": 2}), (1, {"next": 261}), (1, {"pos": 1}), (1, {"text": "x"}), (1, {"logits": "00" * 32}),
+    (12, {"token": 2}), (12, {"next": 261}), (12, {"next": 1}), (12, {"pos": 10}), (12, {"text": ""}), (14, {"next": 1}),
+    (14, {"text": "\x1b[31m"}), (14, {"logits": "ab" * 32})])
+def test_a_field_rewritten_under_a_recomputed_root_is_noticed(traces, model, tmp_path, capfdbinary, number, fields):
+    lines = read_lines(traces["step"])[:-1]
+    assert edit(lines[number], **fields) != lines[number]
+    lines[number] = edit(lines[number], **fields)
+    err = noticed(capfdbinary, model, forge(tmp_path / "bad", lines))
+    options = {"temperature", "p_value", "seed", "steps", "arithmetic", "level"}  # believed until they lead to another line
+    assert (options & fields.keys() or re.search(f"line {number + 1}[ :]", err)) and "\x1b" not in err
+
+
+@pytest.mark.parametrize("line", range(0, 434, 31))
+def test_a_rewritten_operation_is_noticed_at_its_line(traces, model, tmp_path, capfdbinary, line):
+    lines = read_lines(traces["op"])[:-1]
+    field = "sha256" if b"sha256" in lines[line] else "logits" if b"logits" in lines[line] else "model"
+    lines[line] = edit(lines[line], **{field: "5a" * 32})
+    assert f", line {line + 1} " in noticed(capfdbinary, model, forge(tmp_path / "bad", lines))
+
+
+@pytest.mark.parametrize("change", [
+    lambda line: line.replace(b",", b", ", 1), lambda line: b" " + line, lambda line: line + b" ", lambda line: line + b"\r",
+    lambda line: line.replace(b'{"pos":3,"token"', b'{"token"').replace(b',"next"', b',"pos":3,"next"'),
+    lambda line: line.replace(b'"pos":3', b'"pos":3,"pos":3'), lambda line: line.replace(b'"pos":3', b'"pos":3.0'),
+    lambda line: line.replace(b'"pos":3', b'"pos":3e0'), lambda line: line.replace(b'"text":"', b'"text":"\\u0020').replace(b"0 ", b"0"),
+    lambda line: line.replace(b'"pos"', b'"p\\u006fs"'), lambda line: line.replace(b'"pos":3', b'"pos":true'),
+    lambda line: line.replace(b'"text":"', '"text":"é'.encode()), lambda line: line[:-1] + b',"more":1}',
+    lambda line: b"[" + line + b"]", lambda line: b"3", lambda line: b"null", lambda line: b"", lambda line: b"[" * 100_000,
+    lambda line: line.replace(b'"pos":3', b'"pos":' + b"3" * 10_000), lambda line: line.replace(b'"pos":3', b'"pos":-3'),
+    lambda line: re.sub(rb'"logits":"(.)', rb'"logits":"A', line), lambda line: line.replace(b'"pos":3', b'"pos":NaN')])
+def test_the_same_event_in_other_bytes_is_noticed(traces, model, tmp_path, capfdbinary, change):
+    lines = read_lines(traces["step"])[:-1]
+    changed = change(lines[4])
+    assert changed != lines[4]
+    lines[4] = changed
+    assert "line 5" in noticed(capfdbinary, model, forge(tmp_path / "bad", lines))
+
+
+@given(st.data())
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_other_file_is_noticed(traces, files, data):
+    with open(traces[data.draw(st.sampled_from(["step", "layer"]))], "rb") as file:
+        original = file.read()
+    lines = original.splitlines(keepends=True)
+    for _ in range(data.draw(st.integers(1, 3))):
+        i, j = sorted(data.draw(st.tuples(st.integers(0, len(lines) - 1), st.integers(0, len(lines)))))
+        how = data.draw(st.sampled_from(["cut", "copy", "reverse", "bytes", "digits"]))
+        if how == "cut":
+            lines[i:j] = []
+        elif how == "copy":
+            lines[j:j] = lines[i:i + 2]
+        elif how == "reverse":
+            lines[i:j] = lines[i:j][::-1]
+        elif i < len(lines):
+            line, at = bytearray(lines[i]), data.draw(st.integers(0, len(lines[i]) - 1))
+            line[at] = data.draw(st.integers(0, 255)) if how == "bytes" else data.draw(st.sampled_from(b"0123456789"))
+            lines[i] = bytes(line)
+        lines = lines or [b""]
+    path = traces["step"] + ".mutated"
+    root = data.draw(st.booleans())
+    body = b"".join(lines)
+    if root:
+        body = b"".join(line + b"\n" for line in body.splitlines()[:-1])
+        body += root_line(body.splitlines()) + b"\n"
+    assume(body != original and body + lines[-1] != original)
+    with open(path, "wb") as file:
+        file.write(body)
+    out, err = io.StringIO(), io.StringIO()
+    out.buffer = io.BytesIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
+        code = llama2.main([files["grouped"], "-z", files["tokenizer"], "--verify", path])
+    if code == 0:  # only what a run that was cut short, or the whole of another run, would have written
+        assert original.startswith(body) and b"incomplete" in out.buffer.getvalue() or body in [
+            open(traces[kind], "rb").read() for kind in ("step", "layer")]
+    else:
+        assert code in (1, 2) and err.getvalue().count("\n") == 1
+
+
+# Runs that do not end well
+
+
+def test_an_interrupted_run_leaves_a_trace_that_verifies_as_far_as_it_goes(tmp_path, capfdbinary):
+    for kill, code in (signal.SIGINT, 130), (signal.SIGKILL, -9):
+        path = tmp_path / "t"
+        run = subprocess.Popen([sys.executable, os.path.join(HERE, "llama2.py"), "-s", "1", "-n", "0", "--trace", str(path),
+                                "--trace-level", "op"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        run.stdout.read(3)
+        run.send_signal(kill)
+        _, err = run.communicate()
+        assert run.returncode == code and err == b""
+        assert trace.read(path).root is None
+        code, out, _ = command(capfdbinary, "show", path, program=trace)
+        assert code == 0 and b"incomplete" in out
+        code, out, _ = command(capfdbinary, "--verify", path)
+        assert code == 0 and b"incomplete" in out
+
+
+def test_a_full_disk_leaves_whole_lines_and_one_line_of_error(traces, model, tmp_path, capfdbinary):
+    import resource
+    path = tmp_path / "t"
+    limit = len(b"\n".join(read_lines(traces["step"])[:6])) + 20
+    done = process(*model, *OPTIONS, "--trace", path,
+                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"Traceback" not in done.stderr
+    assert read_lines(path) == read_lines(traces["step"])[:6]
+    assert command(capfdbinary, *model, "--verify", path)[0] == 0
+
+
+def test_a_run_that_fails_its_checks_overwrites_nothing(files, traces, model, tmp_path, capfdbinary):
+    path = tmp_path / "t"
+    for args in (["-i", "~" * 40], ["-t", "-1"], ["-z", tmp_path / "none"]):
+        for option in "--trace", "--logits":
+            path.write_bytes(b"precious")
+            failure(capfdbinary, *model, "-s", 1, option, path, *args)
+            assert path.read_bytes() == b"precious"
+    for option in "--trace", "--logits":
+        for source in model[0], model[2]:
+            assert failure(capfdbinary, *model, "-s", 1, option, source) == f"{source}: is read, and would be overwritten"
+
+
+# ----------------------------------------------------------------------------
+# trace.py: show, root, prove, check, diff
+
+
+def test_show_prints_every_step_and_escapes_the_text(traces, tmp_path, capfdbinary):
+    lines = read_lines(traces["step"])[:-1]
+    lines[5] = edit(lines[5], text="\x1b[31m\x07")
+    for path in traces["op"], traces["rust"], forge(tmp_path / "t", lines):
+        for args, program in (("show", path), trace), (("--explain-text", path), llama2):
+            code, out, err = command(capfdbinary, *args, program=program)
+            assert code == 0 and err == "" and b"\x1b" not in out and b"\x07" not in out
+            assert len(re.findall(rb"^ +\d+ +\d+  [0-9a-f]{64}  ", out, re.M)) == 14
+            assert trace.read(path).tree.root().hex().encode() in out
+    assert b"\\u001b[31m" in out
+
+
+def test_show_step_can_be_followed_with_sha256(traces, capfdbinary):
+    for kind in "step", "op":
+        lines = read_lines(traces[kind])[:-1]
+        for pos in 0, 5, 13:
+            code, out, _ = command(capfdbinary, "show", traces[kind], "--step", pos, program=trace)
+            rows = out.decode().splitlines()
+            assert code == 0 and rows[0].encode() in lines and json.loads(rows[0])["pos"] == pos
+            current = hashlib.sha256(b"\0" + rows[0].encode()).hexdigest()
+            for row in rows[3:]:
+                if match := re.match(r"  \| (left|right) +child, beside ([0-9a-f]{64})$", row):
+                    pair = [current, match[2]] if match[1] == "left" else [match[2], current]
+                    current = hashlib.sha256(b"\x01" + bytes.fromhex("".join(pair))).hexdigest()
+                elif row.endswith("right)") or row.endswith("above)"):
+                    assert row.split(" = ")[0] == current
+            assert current == trace.read(traces[kind]).root
+
+
+def test_every_proof_checks_and_needs_neither_trace_nor_model(traces, tmp_path, capfdbinary):
+    for kind in "step", "layer", "op", "c":
+        root = trace.read(traces[kind]).root
+        assert command(capfdbinary, "root", traces[kind], program=trace)[1].decode() == root + "\n"
+        for pos in 0, 1, 7, 13:
+            code, out, err = command(capfdbinary, "prove", traces[kind], pos, program=trace)
+            assert (code, err) == (0, "")
+            (tmp_path / "proof").write_bytes(out)
+            code, out, err = command(capfdbinary, "check", tmp_path / "proof", "--root", root, program=trace)
+            assert (code, err) == (0, "") and f"  pos: {pos}\n".encode() in out and b'  prompt: "ab \\ud83d\\ude00a"\n' in out
+
+
+def test_a_proof_of_a_long_trace_is_short(tmp_path):
+    header = {"model": "00" * 32, "tokenizer": "00" * 32, "arithmetic": "exact", "rng": "xorshift64*", "temperature": 1.0,
+              "p_value": 0.9, "seed": 1, "steps": 1000, "level": "step", "prompt": "", "tokens": [1]}
+    writer = trace.Writer(tmp_path / "t", header)
+    sizes = []
+    for pos in range(1000):
+        writer.step(300, 400, b" story", [pos])
+        sizes.append(writer.written)
+    writer.finish()
+    assert sizes[99] < 16_000
+    assert max(len(trace.prove(trace.read(tmp_path / "t"), pos)) for pos in (0, 511, 999)) < 2048
+
+
+@pytest.mark.parametrize("change", [
+    lambda p, q: {**p, "size": p["size"] + 10}, lambda p, q: {**p, "size": 6}, lambda p, q: {**p, "root": "00" * 32},
+    lambda p, q: {**p, "events": p["events"][:1]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "index": 5}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "line": q["events"][1]["line"]}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": p["events"][1]["path"][::-1]}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": p["events"][1]["path"][1:]}]},
+    lambda p, q: {**p, "events": [{**p["events"][0], "line": p["events"][0]["line"].replace('"seed":7', '"seed":8')}, p["events"][1]]},
+    lambda p, q: {**p, "events": [p["events"][1], p["events"][1]]}, lambda p, q: {**p, "events": [p["events"][0]] * 2},
+    lambda p, q: {**p, "events": p["events"] + p["events"][1:]}, lambda p, q: {**p, "more": 1}, lambda p, q: [], lambda p, q: 3,
+    lambda p, q: {**p, "size": "14"}, lambda p, q: {**p, "size": None}, lambda p, q: {**p, "size": 2**80}, lambda p, q: {**p, "events": 3},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": [3]}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": ["00" * 32] * 100}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "index": "6"}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "line": 3}]},
+    lambda p, q: {**p, "format": "llama2.py proof 2"}])
+def test_a_changed_proof_is_noticed(traces, tmp_path, capfdbinary, change):
+    log = trace.read(traces["step"])
+    proof, other = (json.loads(trace.prove(log, pos)) for pos in (6, 7))
+    changed = change(proof, other)
+    if changed == {**proof, "size": proof["size"] + 10}:  # the same turns to the root in a tree of 15 and of 16 leaves only
+        assert log.tree.size == 15
+    (tmp_path / "bad").write_bytes(trace.encode(changed))
+    code, out, err = command(capfdbinary, "check", tmp_path / "bad", "--root", log.root, program=trace)
+    assert code in (1, 2) and out == b"" and err.count("\n") == 1 and err.startswith("trace.py: error: ")
+
+
+def test_a_proof_of_another_trace_is_noticed(traces, tmp_path, capfdbinary):
+    (tmp_path / "proof").write_bytes(trace.prove(trace.read(traces["step"]), 6))
+    for root in trace.read(traces["c"]).root, "00" * 32:
+        assert ": root: expected" in failure(capfdbinary, "check", tmp_path / "proof", "--root", root, program=trace, code=1)
+    assert "--root" in failure(capfdbinary, "check", tmp_path / "proof", program=trace)
+
+
+def test_diff_names_the_first_operation_that_differs(files, traces, model, tmp_path, capfdbinary):
+    assert command(capfdbinary, "diff", traces["op"], traces["op"], program=trace) == (0, b"", "")
+    checkpoint = llama2.Checkpoint(files["grouped"])
+    offset, rows, columns = checkpoint.tensors["w1"]
+    weight = struct.unpack_from("<I", checkpoint.data, offset)[0]
+    other = edited(files["grouped"], tmp_path / "other.bin", offset, "I", weight ^ 1 << 22)
+    with contextlib.redirect_stderr(io.StringIO()):
+        llama2.main([other, *model[1:], *OPTIONS, "--trace-level", "op", "--trace", str(tmp_path / "t")])
+    code, out, err = command(capfdbinary, "diff", traces["op"], tmp_path / "t", program=trace)
+    assert code == 1 and err == ""
+    header, operation = out.decode().splitlines()
+    assert "line 1 (header): model: expected" in header
+    assert "(position 0, layer 0, operation gate): sha256: expected" in operation
+    lines = read_lines(traces["op"])
+    code, out, _ = command(capfdbinary, "diff", traces["op"], forge(tmp_path / "cut", lines[:-1], False), program=trace)
+    assert code == 1 and b"root: expected" in out
+    code, out, _ = command(capfdbinary, "diff", traces["op"], forge(tmp_path / "cut", lines[:-9], False), program=trace)
+    assert code == 1 and b"number of events: expected 435, got 427" in out
+    assert command(capfdbinary, "diff", traces["rust"], traces["rust"], program=trace)[0] == 0
+    assert command(capfdbinary, "diff", traces["rust"], traces["step"], program=trace)[0] == 1
+
+
+@pytest.mark.parametrize("args", [[], ["sing"], ["show"], ["show", "none"], ["prove", "{}", "x"], ["prove", "{}", "14"], ["prove", "{}", "-1"],
+                                  ["show", "{}", "--step", "99"], ["check", "{}", "--root", "00"], ["check", "{}", "--root", "00" * 32],
+                                  ["prove", "{rust}", "1"], ["show", "{rust}", "--step", "1"]])
+def test_bad_questions_to_trace_get_one_line(traces, capfdbinary, args):
+    failure(capfdbinary, *[arg.replace("{}", traces["step"]).replace("{rust}", traces["rust"]) for arg in args], program=trace)
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"{}\n", b"text\n", b"{", b"\0" * 7, b"\0" * 8, b"\xff" * 100, b'{"size":0,"root":"' + b"0" * 64 + b'"}\n'])
+def test_files_that_are_no_traces_get_one_line(model, tmp_path, capfdbinary, data):
+    path = tmp_path / "bad"
+    path.write_bytes(data)
+    for args, program in (("show", path), trace), (("--explain-text", path), llama2), ((*model, "--verify", path), llama2):
+        assert str(path) in failure(capfdbinary, *args, program=program)

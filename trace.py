@@ -335,8 +335,6 @@ def show_step(trace, pos, out):
 def prove(trace, pos):
     """A proof, as JSON, that a step is in the log: header and step with their paths to the root."""
     index = trace.step(pos)
-    if trace.rust:
-        raise ValueError(f"{trace.path}: the format of llama2-rs has no proofs that stand alone")
     return encode({"format": PROOF_FORMAT, "size": len(trace.lines), "root": trace.tree.root().hex(), "events": [
         {"index": i, "line": trace.lines[i].decode(), "path": [h.hex() for h in trace.tree.inclusion_proof(i)]}
         for i in (0, index)]})
@@ -572,29 +570,31 @@ def run(argv, out):
     parser = Parser(prog="trace.py", description="Read, prove and compare traces of llama2.py and llama2-rs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    def command(name, *arguments, help):
-        sub = commands.add_parser(name, help=help, description=help)
-        for argument in arguments:
-            sub.add_argument(argument)
-        return sub
+    def command(name, *files, help):
+        added = commands.add_parser(name, help=help, description=help)
+        for file in files:
+            added.add_argument(file)
+        return added.add_argument
 
-    command("show", "file", help="print a trace").add_argument(
+    command("show", "file", help="print a trace")(
         "--step", type=int, metavar="N", help="draw the path from this step's line to the root")
     command("root", "file", help="print a trace's root")
-    command("prove", "file", "step", help="print a proof that step N is in the trace")
-    command("check", "proof", help="check such a proof against the root that was published").add_argument(
+    command("prove", "file", help="print a proof that a step is in the trace")("step", type=int)
+    command("check", "proof", help="check such a proof against the root that was published")(
         "--root", type=root_argument, required=True, metavar="HEX")
     command("diff", "a", "b", help="find the first event in which two traces differ")
     args = parser.parse_args(argv)
-    if args.command == "show":
+    if args.command in ("show", "root", "prove"):
         trace = read(args.file)
-        show(trace, out) if args.step is None else show_step(trace, args.step, out)
+        step = getattr(args, "step", None)
+        if trace.rust and step is not None:
+            parser.error(f"{args.file}: the paths of a trace of llama2-rs are not of RFC 6962 and are not drawn or proved")
+    if args.command == "show":
+        show(trace, out) if step is None else show_step(trace, step, out)
     elif args.command == "root":
-        out.write(read(args.file).tree.root().hex() + "\n")
+        out.write(trace.tree.root().hex() + "\n")
     elif args.command == "prove":
-        if not args.step.isdecimal():
-            parser.error(f"argument step: not a number: {printable(args.step)}")
-        out.write(prove(read(args.file), int(args.step)).decode() + "\n")
+        out.write(prove(trace, step).decode() + "\n")
     elif args.command == "check":
         header, step = check(args.proof, args.root)
         out.write("proved to be in the log with this root:\n")
@@ -620,7 +620,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         return 130
     except VerificationError as error:
-        print(f"trace.py: verification failed: {error}", file=sys.stderr)
+        print(f"trace.py: error: verification failed: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError, MemoryError) as error:
         if isinstance(error, OSError) and error.filename is not None:
