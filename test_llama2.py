@@ -1380,3 +1380,210 @@ def test_files_that_are_no_traces_get_one_line(model, tmp_path, capfdbinary, dat
     path.write_bytes(data)
     for args, program in (("show", path), trace), (("--explain-text", path), llama2), ((*model, "--verify", path), llama2):
         assert str(path) in failure(capfdbinary, *args, program=program)
+
+
+# ----------------------------------------------------------------------------
+# The format of llama2-rs
+
+RUST = OPTIONS + ["--like", "llama2-rs"]
+
+
+def rust_parts(path):
+    log = trace.RustTrace(path, open(path, "rb").read())
+    return log.header, log.events[1:], None
+
+
+def rust_file(path, header, entries, leaves=None, root=None, counts=(0, 0), tail=b""):
+    """Write a trace of llama2-rs from its parts: by default with the leaves and the root that the entries have."""
+    def string(text):
+        return struct.pack("<Q", len(text.encode())) + text.encode()
+
+    if leaves is None:
+        leaves = [hashlib.sha256(struct.pack("<ii", e["pos"], e["token"]) + bytes.fromhex(e["logits"])).digest() for e in entries]
+    if root is None:
+        level = leaves
+        while len(level) > 1:  # llama2-rs's own way: pair by pair, an odd node is promoted
+            level = [hashlib.sha256(b"".join(level[i:i + 2])).digest() if i + 1 < len(level) else level[i]
+                     for i in range(0, len(level), 2)]
+        root = b"\1" + level[0] if level else b"\0"
+    with open(path, "wb") as file:
+        file.write(string(header["model_path"]) + string(header["prompt"]) + struct.pack("<Q", header["steps"]))
+        file.write(struct.pack("<Q", len(entries) + counts[0]))
+        for e in entries:
+            file.write(struct.pack("<ii", e["pos"], e["token"]) + string(e["text"]) + bytes.fromhex(e["logits"]))
+        file.write(struct.pack("<Q", len(leaves) + counts[1]) + b"".join(leaves) + root + tail)
+    return str(path)
+
+
+def test_traces_of_llama2_rs_are_written_as_it_does(files, traces, tmp_path):
+    header, entries, _ = rust_parts(traces["rust"])
+    assert header == {"model_path": files["grouped"], "prompt": "ab 😀a", "steps": 14}
+    assert [e["pos"] for e in entries] == list(range(14)) and entries[4]["text"] == "\ufffd" or "😀" in {e["text"] for e in entries}
+    rewritten = rust_file(tmp_path / "t", header, entries)
+    assert open(rewritten, "rb").read() == open(traces["rust"], "rb").read()
+
+
+@pytest.mark.parametrize("change", [
+    {"leaf": 3}, {"root": b"\1" + bytes(32)}, {"root": b"\0"}, {"root": b"\2" + bytes(32)}, {"counts": (1, 0)}, {"counts": (-1, 0)},
+    {"counts": (0, 1)}, {"counts": (0, -1)}, {"counts": (2**61, 0)}, {"counts": (0, 2**61)}, {"tail": b"\0"}, {"drop": 13},
+    {"drop": 5}, {"double": 5}, {"pos": 6}, {"token": 6}, {"text": 6}, {"logits": 6}, {"model_path": "x.bin"}, {"prompt": "ab"},
+    {"steps": 15}, {"steps": 13}])
+def test_what_llama2_rs_overlooks_is_noticed(traces, model, tmp_path, capfdbinary, change):
+    header, entries, leaves = rust_parts(traces["rust"])
+    ((what, value),) = change.items()
+    more = {}
+    if what == "leaf":
+        log = trace.read(traces["rust"])
+        leaves = [bytes(log.tree.levels[0][32 * i:32 * i + 32]) for i in range(14)]
+        leaves[value] = bytes(32)
+    elif what in ("root", "counts", "tail"):
+        more = change
+    elif what == "drop":
+        del entries[value]
+    elif what == "double":
+        entries.insert(value, entries[value])
+    elif what in header:
+        header[what] = value
+    else:
+        entries[value][what] = {"pos": 7, "token": 3, "text": "?", "logits": "00" * 32}[what]
+    err = noticed(capfdbinary, model, rust_file(tmp_path / "bad", header, entries, leaves, **more), *RUST)
+    if what == "counts" and abs(value[0] + value[1]) > 2**60:
+        assert "bytes are left" in err
+
+
+@pytest.mark.parametrize("option, value", [("-s", "8"), ("-t", "0.1"), ("-p", "0.1"), ("-i", "ab"), ("-n", "13")])
+def test_wrong_options_beside_a_trace_of_llama2_rs_are_noticed_and_explained(traces, model, capfdbinary, option, value):
+    err = noticed(capfdbinary, model, traces["rust"], *RUST, option, value)
+    if option in ("-s", "-t", "-p"):
+        assert "entry" in err and "does not commit to" in err
+
+
+def test_a_trace_of_llama2_rs_needs_the_options_and_no_like(traces, model, capfdbinary):
+    assert command(capfdbinary, *model, "--verify", traces["rust"], *OPTIONS)[0] == 0
+    assert "metadata: prompt: expected \"\", got" in noticed(capfdbinary, model, traces["rust"], "-s", 7)
+
+
+@given(st.binary(max_size=120), st.integers(0, 3))
+def test_any_bytes_are_a_trace_of_llama2_rs_or_an_error(tmp_path_factory, data, zeros):
+    path = str(tmp_path_factory.getbasetemp() / "rust")
+    for content in data, b"\1" + bytes(7) + data, bytes(8 * zeros) + data:
+        with open(path, "wb") as file:
+            file.write(content)
+        with contextlib.suppress(ValueError, trace.VerificationError):
+            trace.read(path)
+
+
+def test_a_trace_of_llama2_rs_cut_anywhere_is_an_error(traces, tmp_path):
+    data = open(traces["rust"], "rb").read()
+    for n in range(len(data)):
+        (tmp_path / "cut").write_bytes(data[:n])
+        with pytest.raises(ValueError):
+            trace.read(tmp_path / "cut")
+
+
+def test_a_missing_c_library_is_told_and_exact_needs_none(files, model, monkeypatch, capfdbinary):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(llama2.libm, "__defaults__", ({},))
+    message = failure(capfdbinary, *model, "-s", 1, "--like", "llama2.c")
+    assert message == "the C library's powf is not to be found; the arithmetic `exact` needs none"
+    assert command(capfdbinary, *model, "-s", 1, "-n", 3)[0] == 0
+
+
+# ----------------------------------------------------------------------------
+# Logits
+
+
+def npy(path, rows, descr="<f4", fortran=False, shape=None, form="<{}f", version=b"\1\0"):
+    """Write rows as numpy.save does."""
+    text = repr({"descr": descr, "fortran_order": fortran, "shape": shape or (len(rows), len(rows[0]))})
+    text = text.replace(")}", "), }").encode()
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    with open(path, "wb") as file:
+        file.write(b"\x93NUMPY" + version + struct.pack("<H", len(text)) + text)
+        for row in rows:
+            file.write(struct.pack(form.format(len(row)), *row))
+    return path
+
+
+@pytest.fixture
+def run(files):
+    """Options of a run, and its logits."""
+    with llama2.Transformer(files["grouped"]) as model:
+        tokenizer = llama2.Tokenizer(files["tokenizer"], 280)
+        steps = llama2.generate(model, tokenizer, llama2.Sampler(0.0), tokenizer.encode("a"), 10, logits=True)
+        return [files["grouped"], "-z", files["tokenizer"], "-t", "0", "-n", "10", "-i", "a"], [list(s.logits) for s in steps]
+
+
+def test_logits_are_an_array_of_numpy(run, tmp_path, capfdbinary):
+    code, out, err = command(capfdbinary, *run[0], "--logits", tmp_path / "a.npy", "--trace", tmp_path / "t")
+    data = (tmp_path / "a.npy").read_bytes()
+    assert code == 0 and out.startswith(b"a") and data[:10] == b"\x93NUMPY\1\0v\0" and data[127:128] == b"\n"
+    assert eval(data[10:128]) == {"descr": "<f4", "fortran_order": False, "shape": (10, 280)}
+    assert data[128:] == b"".join(map(bits, run[1]))
+    assert [json.loads(line)["logits"] for line in read_lines(tmp_path / "t")[1:-1]] == [
+        hashlib.sha256(bits(row)).hexdigest() for row in run[1]]
+    assert sorted(os.listdir(tmp_path)) == ["a.npy", "t"]
+
+
+def test_a_run_that_fails_leaves_no_array(run, tmp_path, monkeypatch, capfdbinary):
+    monkeypatch.setattr(llama2.Sampler, "sample", lambda self, logits: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        llama2.main([*run[0], "--logits", str(tmp_path / "a.npy")])
+    assert os.listdir(tmp_path) == []
+
+
+def test_equal_logits_compare_equal(run, tmp_path, capfdbinary):
+    code, out, err = command(capfdbinary, *run[0], "--compare", npy(tmp_path / "a.npy", run[1]))
+    assert code == 0 and out.decode().endswith("largest difference: 0 at step None; in ulps: 0\narg max agrees at 10 of 10 steps\n"
+                                               "first step that differs: None; first beyond the tolerance: None\n")
+
+
+def test_a_difference_is_shown_where_it_is(run, tmp_path, capfdbinary):
+    options, rows = run
+    (i,) = struct.unpack("<i", bits([rows[4][7]]))
+    rows[4][7] = struct.unpack("<f", struct.pack("<i", i + 3))[0]
+    best = max(rows[6])
+    rows[6][9] = rounded(best + 1.0)
+    path = npy(tmp_path / "a.npy", rows)
+    code, out, err = command(capfdbinary, *options, "--compare", path)
+    lines = out.decode().splitlines()
+    assert code == 1 and len(lines) == 1 + 10 + 3
+    assert lines[5].split()[2] == "3" and lines[5].endswith("beyond the tolerance") and lines[4].split()[1:3] == ["0", "0"]
+    assert " here, 9 there" in lines[7]
+    assert lines[-2] == "arg max agrees at 9 of 10 steps"
+    assert lines[-1] == "first step that differs: 4; first beyond the tolerance: 4"
+    code, out, _ = command(capfdbinary, *options, "--compare", path, "--tolerance", 0.01)
+    assert code == 1 and out.decode().splitlines()[-1] == "first step that differs: 4; first beyond the tolerance: 6"
+    assert command(capfdbinary, *options, "--compare", path, "--tolerance", 100)[0] == 0
+    rows[3][0] = math.nan
+    code, out, _ = command(capfdbinary, *options, "--compare", npy(tmp_path / "b.npy", rows), "--tolerance", 100)
+    assert code == 1 and out.decode().splitlines()[4].split()[1] == "inf"
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"descr": ">f4"}, "holds '>f4', must be '<f4'"), ({"descr": "<f8"}, "holds '<f8'"), ({"descr": [("a", "<f4")]}, "holds [("),
+    ({"fortran": True}, "fortran_order is True"), ({"shape": (10, 279)}, "shape is (10, 279), this run's is (10, 280)"),
+    ({"shape": (280, 10)}, "shape is (280, 10), this run's is (10, 280)"), ({"shape": (2800,)}, "shape is (2800,)"),
+    ({"shape": (1, 10, 280)}, "shape is (1, 10, 280)"), ({"shape": (11, 280)}, "shape is (11, 280), this run's is (10, 280)"),
+    ({"shape": (9, 280)}, "size is 11328 bytes, must be 10208 for shape (9, 280)"), ({"shape": (0, 280)}, "shape is (0, 280)"),
+    ({"shape": "x"}, "shape is 'x'"), ({"shape": (True, 280)}, "shape is (True, 280)"), ({"version": b"\2\0"}, "not an array of numpy's format 1.0")])
+def test_arrays_of_another_kind_are_refused_with_both_named(run, tmp_path, capfdbinary, change, message):
+    path = npy(tmp_path / "a.npy", run[1], **change)
+    assert failure(capfdbinary, *run[0], "--compare", path).startswith(f"{path}: {message}")
+
+
+def test_an_array_of_fewer_steps_than_the_run_is_refused(run, tmp_path, capfdbinary):
+    path = npy(tmp_path / "a.npy", run[1][:9])
+    code, out, err = command(capfdbinary, *run[0], "--compare", path)
+    assert code == 2 and err == f"llama2.py: error: {path}: shape is (9, 280), but this run has more steps\n"
+
+
+@given(st.binary(max_size=150))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_an_array_or_an_error(tmp_path_factory, data):
+    path = str(tmp_path_factory.getbasetemp() / "any.npy")
+    for content in data, b"\x93NUMPY\1\0" + struct.pack("<H", len(data)) + data:
+        with open(path, "wb") as file:
+            file.write(content)
+        with pytest.raises(ValueError, match="any.npy"):
+            llama2.Reference(path, 4, 280)

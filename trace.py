@@ -22,6 +22,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import struct
 import sys
 from array import array
@@ -41,7 +42,7 @@ class VerificationError(Exception):
 
 def printable(value):
     """A value from a file as one line of ASCII that is safe to print on a terminal."""
-    return value if isinstance(value, str) and value.isascii() and value.isprintable() else json.dumps(value, default=repr)
+    return value if isinstance(value, str) and value and value.isascii() and value.isprintable() else json.dumps(value, default=repr)
 
 
 def encode(event):
@@ -466,9 +467,12 @@ class RustChecker:
 
     def __init__(self, trace, header):
         self.trace, self.pos = trace, 0
-        for field in "prompt", "steps":
-            if header[field] != trace.header[field]:
-                raise VerificationError(f"{trace.path}, metadata", field, header[field], trace.header[field])
+        for field in header:
+            expected, got = header[field], trace.header[field]
+            if field == "model_path":  # folders may differ
+                expected, got = (re.split(r"[/\\]", value)[-1] for value in (expected, got))
+            if expected != got:
+                raise VerificationError(f"{trace.path}, metadata", field, expected, got)
 
     def step(self, token, next, piece, logits):
         event, where = rust_step(self.pos, token, piece, logits), f"{self.trace.path}, entry {self.pos}"
