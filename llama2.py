@@ -75,44 +75,62 @@ class Exact:
         return r(fsum(values))
 
     class Matrix:
-        """Rows, each with its squared length beside it: dots needs both."""
+        """Rows, each with its squared length beside it: dots needs both. It may grow by rows or by columns."""
 
-        def __init__(self, rows=()):
+        def __init__(self, rows=(), squares=None):
             self.rows = list(rows)
-            self.squares = [hypot(*row) ** 2 for row in self.rows]
+            self._measure(squares)
+
+        def _measure(self, squares=None):
+            self.squares = squares or [hypot(*row) ** 2 for row in self.rows]
             self.largest = max(self.squares, default=0.0)
 
-        def append(self, row):
+        def add_row(self, row):
             self.rows.append(row)
             self.squares.append(hypot(*row) ** 2)
             self.largest = max(self.largest, self.squares[-1])
 
-        def cut(self, n):
+        def add_column(self, column):
+            self.rows = self.rows or [[] for _ in column]
+            for row, value in zip(self.rows, column):
+                row.append(value)
+            self._measure()
+
+        def cut_rows(self, n):
             """Keep the first n rows."""
             del self.rows[n:], self.squares[n:]
 
-        def __len__(self):
-            return len(self.rows)
+        def cut_columns(self, n):
+            """Keep the first n columns."""
+            if self.rows and len(self.rows[0]) > n:
+                for row in self.rows:
+                    del row[n:]
+                self._measure()
 
     @staticmethod
-    def dots(matrix, x):
-        """matrix (n, d), x (d) -> (n): the dot product of every row w with x.
+    def operand(x):
+        """x (d) as dots wants it, prepared once for all matrices that it meets: x, -x/2 and |x/2|^2."""
+        y = tuple([-0.5 * v for v in x])
+        return x, y, hypot(*y) ** 2
+
+    @staticmethod
+    def dots(matrix, operand):
+        """matrix (n, d), operand of x (d) -> (n): the dot product of every row w with x.
 
         The guess is w.x = |w + x/2|^2 - |w|^2 - |x/2|^2. The first term is math.dist, the one loop of the standard
         library that runs over two vectors in C and is accurate to an ulp (twice as fast as math.sumprod). The guess's
         error is then below 3 * 2^-50 of |w|^2 + |x/2|^2, and the margin is twice that for the longest row.
         """
-        y = tuple([-0.5 * v for v in x])
-        square = hypot(*y) ** 2
-        if not isfinite(square):
-            return (nan,) * len(matrix)  # which will be seen in the logits
+        x, y, square = operand
         margin = (matrix.largest + square) * 2.0**-47
-        more, less = square + margin, square - margin
-        guess = [d * d - s for d, s in zip(map(dist, matrix.rows, repeat(y)), matrix.squares)]
+        least, width = square + margin, 2 * margin
+        guess = [d * d - s - least for d, s in zip(map(dist, matrix.rows, repeat(y)), matrix.squares)]
         form = f"{len(guess)}f"
-        low, high = pack(form, *[g - more for g in guess]), pack(form, *[g - less for g in guess])
+        low, high = pack(form, *guess), pack(form, *[g + width for g in guess])
         if low == high:  # compared as bytes, since -0.0 == 0.0
             return unpack(form, low)
+        if not isfinite(square):
+            return (nan,) * len(guess)  # which will be seen in the logits
         result = list(unpack(form, low))
         for i, (a, b) in enumerate(zip(memoryview(low).cast("I"), memoryview(high).cast("I"))):
             if a != b:
@@ -120,16 +138,14 @@ class Exact:
         return tuple(result)
 
     @staticmethod
-    def combine(rows, weights):
-        """rows (n, d), weights (n) -> (d): the sum of the rows, each times its weight; a dot product for every column."""
-        return Exact.dots(Exact.Matrix(zip(*rows)), weights)
-
-    @staticmethod
     def exps(values):
         """exp of every value; inf where it is too large."""
-        guess = [exp(v) if v < 100 else inf for v in values]  # exp(100) is far beyond binary32
+        try:
+            guess = list(map(exp, values))
+        except OverflowError:  # binary64 overflows at 709.8, binary32 at 88.7
+            guess = list(map(exp, map(min, values, repeat(100.0))))
         form = f"{len(guess)}f"
-        low, high = pack(form, *[g * (1 - 2.0**-50) for g in guess]), pack(form, *[g * (1 + 2.0**-50) for g in guess])
+        low, high = pack(form, *[g * LESS for g in guess]), pack(form, *[g * MORE for g in guess])
         if low == high:
             return unpack(form, low)
         return tuple([certified(g, lambda d, v=v: d(v).exp()) for g, v in zip(guess, values)])
@@ -147,6 +163,7 @@ class Exact:
         return certified(sin(a), lambda d: decimal_cos(d(a) - PI / 2))
 
 
+LESS, MORE = 1 - 2.0**-50, 1 + 2.0**-50  # the margin of a guess by the C library, good to four ulps at least
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798")
 
 
@@ -164,7 +181,7 @@ def certified(guess, exactly):
     """The binary32 nearest to a number that is no tie, from a binary64 guess good to 2^-50 and a function that works the
     number out in decimal. The guess leaves at most two neighbouring candidates; the number is on one side of their middle.
     """
-    low, high = sorted(R((guess * (1 - 2.0**-50), guess * (1 + 2.0**-50))))
+    low, high = sorted(R((guess * LESS, guess * MORE)))
     if low == high:
         return low
     with localcontext() as context:
@@ -183,21 +200,25 @@ class C:
     class Matrix:
         """Columns, since a partial sum is taken for all rows at once: R rounds many numbers at little more than one's cost."""
 
-        def __init__(self, rows=()):
+        squares = None
+
+        def __init__(self, rows=(), squares=None):
             self.columns = [array("f", column) for column in zip(*rows)]
 
-        def append(self, row):
-            if not self.columns:
-                self.columns = [array("f") for _ in row]
+        def add_row(self, row):
+            self.columns = self.columns or [array("f") for _ in row]
             for column, value in zip(self.columns, row):
                 column.append(value)
 
-        def cut(self, n):
+        def add_column(self, column):
+            self.columns.append(column)
+
+        def cut_rows(self, n):
             for column in self.columns:
                 del column[n:]
 
-        def __len__(self):
-            return len(self.columns[0]) if self.columns else 0
+        def cut_columns(self, n):
+            del self.columns[n:]
 
     @staticmethod
     def dot(a, b):
@@ -211,17 +232,16 @@ class C:
         return total
 
     @staticmethod
-    def dots(matrix, x):
-        """matrix (n, d), x (d) -> (n): the dot product of every row with x."""
-        return C.combine(matrix.columns, x)
+    def operand(x):
+        return x
 
     @staticmethod
-    def combine(rows, weights):
-        """rows (n, d), weights (n) -> (d): the sum of the rows, each times its weight."""
-        n = len(rows[0]) if rows else 0
+    def dots(matrix, x):
+        """matrix (n, d), x (d) -> (n): the dot product of every row with x."""
+        n = len(matrix.columns[0]) if matrix.columns else 0
         form, sums = f"{n}f", (0.0,) * n
-        for row, weight in zip(rows, weights):
-            products = unpack(form, pack(form, *[value * weight for value in row]))
+        for column, v in zip(matrix.columns, x):
+            products = unpack(form, pack(form, *[w * v for w in column]))
             sums = unpack(form, pack(form, *map(add, sums, products)))
         return sums
 
@@ -266,11 +286,19 @@ def running_sums(values):
         yield total
 
 
-def softmax(arithmetic, values):
-    highest = max(values)
-    e = arithmetic.exps(R([v - highest for v in values]))
-    total = arithmetic.total(e)
-    return R([v / total for v in e])
+def softmax(arithmetic, values, n):
+    """values (m * n) -> (m * n): the softmax of every n values."""
+    starts = range(0, len(values), n)
+    shifted = []
+    for i in starts:
+        highest = max(values[i:i + n])
+        shifted += [v - highest for v in values[i:i + n]]
+    e = arithmetic.exps(R(shifted))
+    result = []
+    for i in starts:
+        total = arithmetic.total(e[i:i + n])
+        result += [v / total for v in e[i:i + n]]
+    return R(result)
 
 
 def rmsnorm(arithmetic, x, weight):
@@ -374,7 +402,7 @@ class Checkpoint:
         self.tensors.setdefault("classifier", self.tensors["embedding"])
         self.weights = offset // 4
 
-    def rows(self, name, layer=0, first=0, last=None):
+    def rows(self, name, layer=0, first=0, last=None, check=True):
         """The rows first .. last - 1 of a layer's matrix, one tuple of floats after the other."""
         offset, rows, columns = self.tensors[name]
         last = rows if last is None else last
@@ -382,7 +410,7 @@ class Checkpoint:
         native = "" if sys.byteorder == "little" else "<"  # what the machine has anyway is read faster
         with memoryview(self.data)[start:start + 4 * columns * (last - first)] as window:
             for row in struct.iter_unpack(f"{native}{columns}f", window):
-                if not isfinite(sum(row)):
+                if check and not isfinite(sum(row)):
                     raise ValueError(f"{self.path}: {name} of layer {layer} holds a weight that is not finite")
                 yield row
 
@@ -405,12 +433,33 @@ def share(n, index, count):
     return range(n * index // count, n * (index + 1) // count)
 
 
+class Blocks:
+    """The rows first .. last - 1 of a layer's matrix as blocks of rows, read from the checkpoint whenever one goes over them.
+
+    A block is small enough for the processor's cache: that is an eighth faster where a matrix has many rows.
+    """
+
+    def __init__(self, checkpoint, arithmetic, name, layer, first, last):
+        self.checkpoint, self.arithmetic, self.name, self.layer = checkpoint, arithmetic, name, layer
+        step = max(1, 2**16 // checkpoint.tensors[name][2])
+        self.ranges = [(start, min(last, start + step)) for start in range(first, last, step)]
+        self.squares = {}  # of the rows of a block, once it has been read
+
+    def __iter__(self):
+        for start, stop in self.ranges:
+            squares = self.squares.get(start)
+            matrix = self.arithmetic.Matrix(self.checkpoint.rows(self.name, self.layer, start, stop, squares is None), squares)
+            if matrix.squares:
+                self.squares[start] = array("d", matrix.squares)
+            yield matrix
+
+
 class Shard:
     """One process's part of the model: some heads of every layer with their keys and values, and some rows of every other
     matrix. A model in one process is the shard 0 of 1. Each method takes the vectors of consecutive positions at once.
     """
 
-    def __init__(self, checkpoint, arithmetic, index=0, count=1):
+    def __init__(self, checkpoint, arithmetic, index=0, count=1, unpacked=True):
         self.arithmetic, self.config = arithmetic, checkpoint.config
         c, hs = self.config, self.config.head_size
         self.group = c.n_heads // c.n_kv_heads  # query heads that share a key and value head
@@ -423,19 +472,24 @@ class Shard:
         for name, n in {"wo": c.dim, "w1": c.hidden_dim, "w3": c.hidden_dim, "w2": c.dim, "classifier": c.vocab_size}.items():
             rows = share(n, index, count)
             parts[name] = rows.start, rows.stop
-        self.matrices = {
-            name: [self._matrix(checkpoint, name, l, *part) for l in range(1 if name == "classifier" else c.n_layers)]
+        kind = list if unpacked else lambda blocks: blocks
+        self.matrices = {  # for each layer, blocks of rows
+            name: [kind(Blocks(checkpoint, arithmetic, name, l, *part)) for l in range(1 if name == "classifier" else c.n_layers)]
             for name, part in parts.items()}
-        self.keys = [{g: arithmetic.Matrix() for g in self.kv_heads} for _ in range(c.n_layers)]  # (pos, hs) each
-        self.values = [{g: [] for g in self.kv_heads} for _ in range(c.n_layers)]                 # (pos, hs) each
+        self.keys = [{g: arithmetic.Matrix() for g in self.kv_heads} for _ in range(c.n_layers)]    # (pos, hs) each
+        self.values = [{g: arithmetic.Matrix() for g in self.kv_heads} for _ in range(c.n_layers)]  # (hs, pos) each
         self.angles = []  # of each position: the cosines and the sines, (hs / 2) each
 
-    def _matrix(self, checkpoint, name, layer, first, last):
-        return self.arithmetic.Matrix(checkpoint.rows(name, layer, first, last))
-
-    def rows(self, name, layer, xs):
+    def rows(self, name, l, xs):
         """xs (positions, d) -> (positions, rows of this part): a matrix times each vector."""
-        return [self.arithmetic.dots(self.matrices[name][layer], x) for x in xs]
+        return self._times(name, l, [self.arithmetic.operand(x) for x in xs])
+
+    def _times(self, name, l, operands):
+        results = [[] for _ in operands]
+        for matrix in self.matrices[name][l]:
+            for result, operand in zip(results, operands):
+                result += self.arithmetic.dots(matrix, operand)
+        return results
 
     def rope(self, x, pos):
         """Rotary position embedding of whole heads: neighbours (2i, 2i + 1) turn by pos / 10000^(2i / hs)."""
@@ -453,38 +507,42 @@ class Shard:
     def attention(self, l, pos, xs, observed):
         """xs (positions, dim), the normalized activations from pos on -> for each position, of this part's heads: the
         attention, and if observed, before it q, k, v and the heads' softmax weights."""
-        hs, keys, values = self.config.head_size, self.keys[l], self.values[l]
+        A, hs, keys, values = self.arithmetic, self.config.head_size, self.keys[l], self.values[l]
+        for g in self.kv_heads:  # forget what was computed of these positions before
+            keys[g].cut_rows(pos)
+            values[g].cut_columns(pos)
         scale = r(sqrt(hs))
         results = []
-        for q, k, v in zip(self.rows("wq", l, xs), self.rows("wk", l, xs), self.rows("wv", l, xs)):
+        operands = [A.operand(x) for x in xs]
+        for q, k, v in zip(*[self._times(name, l, operands) for name in ("wq", "wk", "wv")]):
             q, k = self.rope(q, pos), self.rope(k, pos)
             for i, g in enumerate(self.kv_heads):
-                keys[g].cut(pos)
-                keys[g].append(k[i * hs:(i + 1) * hs])
-                values[g][pos:] = [v[i * hs:(i + 1) * hs]]
-            weights, attention = [], []
+                keys[g].add_row(tuple(k[i * hs:(i + 1) * hs]))
+                values[g].add_column(v[i * hs:(i + 1) * hs])
+            scores, attention = [], []
             for i, h in enumerate(self.heads):
-                g = h // self.group
-                scores = self.arithmetic.dots(keys[g], q[i * hs:(i + 1) * hs])
-                weight = softmax(self.arithmetic, R([s / scale for s in scores]))
-                weights.extend(weight)
-                attention.extend(self.arithmetic.combine(values[g], weight))
+                scores += A.dots(keys[h // self.group], A.operand(q[i * hs:(i + 1) * hs]))
+            n = pos + 1
+            weights = softmax(A, R([s / scale for s in scores]), n)
+            for i, h in enumerate(self.heads):
+                attention += A.dots(values[h // self.group], A.operand(weights[i * n:(i + 1) * n]))
             if observed:
                 mine = slice((len(self.kv_heads) - len(self.reported)) * hs, None)
                 results.append((q, k[mine], v[mine], weights, attention))
             else:
                 results.append((attention,))
-            pos += 1
+            pos = n
         return results
 
     def swiglu(self, l, xs, observed):
         """xs (positions, dim) -> for each position, of this part's rows of w1 and w3: silu(gate) * up, and if observed,
         before it gate and up."""
         results = []
-        for gate, up in zip(self.rows("w1", l, xs), self.rows("w3", l, xs)):
+        operands = [self.arithmetic.operand(x) for x in xs]
+        for gate, up in zip(self._times("w1", l, operands), self._times("w3", l, operands)):
             e = self.arithmetic.exps([-a for a in gate])
             sigmoid = R([1.0 / v for v in R([1.0 + v for v in e])])
-            swiglu = R(list(map(mul, R(list(map(mul, gate, sigmoid))), up)))
+            swiglu = R([v * u for v, u in zip(R([a * s for a, s in zip(gate, sigmoid)]), up)])
             results.append((gate, up, swiglu) if observed else (swiglu,))
         return results
 
@@ -762,7 +820,7 @@ class Sampler:
         temperature, p = r(self.temperature), r(self.p_value)
         if temperature == 0.0:
             return logits.index(max(logits))
-        probabilities = softmax(self.arithmetic, R([v / temperature for v in logits]))
+        probabilities = softmax(self.arithmetic, R([v / temperature for v in logits]), len(logits))
         coin = self.coin()
         if p <= 0.0 or p >= 1.0:
             return pick(range(len(probabilities)), running_sums(probabilities), coin)

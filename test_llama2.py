@@ -313,7 +313,7 @@ vectors = st.integers(1, 12).flatmap(lambda n: st.tuples(*[st.lists(
 def check_dots(rows, x):
     for A, definition in (llama2.Exact, ExactDefinition), (llama2.C, CDefinition):
         if x:
-            got = A.dots(A.Matrix(map(tuple, rows)), tuple(x))
+            got = A.dots(A.Matrix(map(tuple, rows)), A.operand(tuple(x)))
             assert bits(got) == bits([definition.dot(row, x) for row in rows]), A.name
         assert bits([A.dot(row, x) for row in rows]) == bits([definition.dot(row, x) for row in rows]), A.name
 
@@ -344,17 +344,25 @@ def test_dots_are_the_definition_on_vectors_as_models_have_them(seed, d, scale, 
 def test_the_fallback_is_taken_and_right():
     # sums that lie exactly between two binary32, and 2^-80 beside: no binary64 guess can tell
     tie, beside = [1.0, 2.0**-24, 2.0**-80], [1.0, 2.0**-24, -(2.0**-80)]
-    one = (1.0, 1.0, 1.0)
+    one = llama2.Exact.operand((1.0, 1.0, 1.0))
     assert llama2.Exact.dots(llama2.Exact.Matrix([tuple(tie), tuple(beside)]), one) == (1.0, 1.0)  # rounded to binary64 first
     above, below = (1.0, 2.0**-24, 2.0**-50), (1.0, 2.0**-24, -(2.0**-50))
     assert llama2.Exact.dots(llama2.Exact.Matrix([above, below]), one) == (1 + 2.0**-23, 1.0)
 
 
 @given(st.lists(st.one_of(ordinary, any_float, awkward), min_size=1, max_size=6), st.data())
-def test_combine_is_a_dot_product_for_every_column(weights, data):
-    rows = data.draw(st.lists(st.tuples(ordinary, any_float, awkward), min_size=len(weights), max_size=len(weights)))
+def test_a_matrix_grown_by_rows_or_by_columns_is_the_same_matrix(x, data):
+    rows = data.draw(st.lists(st.tuples(*[any_float] * len(x)), min_size=1, max_size=5))
     for A, definition in (llama2.Exact, ExactDefinition), (llama2.C, CDefinition):
-        assert bits(A.combine(rows, tuple(weights))) == bits([definition.dot(column, weights) for column in zip(*rows)])
+        by_rows, by_columns = A.Matrix(), A.Matrix()
+        for row in rows + rows:
+            by_rows.add_row(row)
+        by_rows.cut_rows(len(rows))
+        for column in [*zip(*rows)] * 2:
+            by_columns.add_column(column)
+        by_columns.cut_columns(len(x))
+        for matrix in by_rows, by_columns:
+            assert bits(A.dots(matrix, A.operand(tuple(x)))) == bits([definition.dot(row, x) for row in rows])
 
 
 @given(st.lists(st.one_of(st.floats(-110, 95, width=32), any_float, awkward), min_size=1, max_size=8))
