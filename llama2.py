@@ -37,6 +37,11 @@ from math import cos, dist, exp, fsum, hypot, inf, isfinite, nan, sin, sqrt
 from operator import add, mul, sub
 from struct import pack, unpack
 
+try:
+    from math import sumprod  # Python 3.12; as good a guess as that of dots
+except ImportError:
+    sumprod = None
+
 import trace
 
 # ----------------------------------------------------------------------------
@@ -64,6 +69,7 @@ class Exact:
     """
 
     name = "exact"
+    weight_size = 40  # bytes: a float takes 32 in CPython's allocator, a tuple's pointer to it 8
 
     @staticmethod
     def dot(a, b):
@@ -78,7 +84,7 @@ class Exact:
         """Rows, each with its squared length beside it: dots needs both. It may grow by rows or by columns."""
 
         def __init__(self, rows=(), squares=None):
-            self.rows = list(rows)
+            self.rows = rows or []
             self._measure(squares)
 
         def _measure(self, squares=None):
@@ -124,7 +130,10 @@ class Exact:
         x, y, square = operand
         margin = (matrix.largest + square) * 2.0**-47
         least, width = square + margin, 2 * margin
-        guess = [d * d - s - least for d, s in zip(map(dist, matrix.rows, repeat(y)), matrix.squares)]
+        if sumprod and isinstance(matrix.rows, Rows):  # a third faster where a row's floats are made for this one use
+            guess = [s - margin for s in map(sumprod, matrix.rows.views(), repeat(x))]
+        else:
+            guess = [d * d - s - least for d, s in zip(map(dist, matrix.rows, repeat(y)), matrix.squares)]
         form = f"{len(guess)}f"
         low, high = pack(form, *guess), pack(form, *[g + width for g in guess])
         if low == high:  # compared as bytes, since -0.0 == 0.0
@@ -196,11 +205,12 @@ class C:
     """
 
     name = "c"
+    weight_size = 4  # bytes
 
     class Matrix:
         """Columns, since a partial sum is taken for all rows at once: R rounds many numbers at little more than one's cost."""
 
-        squares = None
+        squares = ()
 
         def __init__(self, rows=(), squares=None):
             self.columns = [array("f", column) for column in zip(*rows)]
@@ -328,6 +338,45 @@ class Config:
         return self.dim // self.n_heads
 
 
+class Rows:
+    """Rows of a matrix in a mapped checkpoint: as many tuples of floats, unpacked whenever one goes over them."""
+
+    def __init__(self, checkpoint, name, layer, first, last):
+        self.checkpoint, self.place = checkpoint, f"{name} of layer {layer}"
+        offset, rows, self.columns = checkpoint.tensors[name]
+        self.start = offset + 4 * self.columns * (layer * rows + first)
+        self.stop = self.start + 4 * self.columns * (last - first)
+
+    def __iter__(self):
+        native = "" if sys.byteorder == "little" else "<"  # what the machine has anyway is read faster
+        with memoryview(self.checkpoint.data)[self.start:self.stop] as window:
+            yield from struct.iter_unpack(f"{native}{self.columns}f", window)
+        self._release()
+
+    def __getitem__(self, index):
+        return struct.unpack_from(f"<{self.columns}f", self.checkpoint.data, self.start + 4 * self.columns * index)
+
+    def views(self):
+        """The rows as views of the file, whose floats are made when they are used; on little-endian machines."""
+        with memoryview(self.checkpoint.data)[self.start:self.stop] as window, window.cast("f") as numbers:
+            for i in range(0, len(numbers), self.columns):
+                yield numbers[i:i + self.columns]
+        self._release()
+
+    def checked(self):
+        """A list of the rows. Raises ValueError if a number is not finite."""
+        rows = list(self)
+        if not all(map(isfinite, map(sum, rows))):
+            raise ValueError(f"{self.checkpoint.path}: {self.place} holds a weight that is not finite")
+        return rows
+
+    def _release(self):
+        """Let go of the pages: the system keeps them in its cache if it has room, and reads them again if not."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            start = self.start - self.start % mmap.PAGESIZE
+            self.checkpoint.data.madvise(mmap.MADV_DONTNEED, start, self.stop - start)
+
+
 class Checkpoint:
     """A checkpoint file, mapped into memory: its config, and its weights wherever one asks for them.
 
@@ -402,20 +451,14 @@ class Checkpoint:
         self.tensors.setdefault("classifier", self.tensors["embedding"])
         self.weights = offset // 4
 
-    def rows(self, name, layer=0, first=0, last=None, check=True):
-        """The rows first .. last - 1 of a layer's matrix, one tuple of floats after the other."""
-        offset, rows, columns = self.tensors[name]
-        last = rows if last is None else last
-        start = offset + 4 * columns * (layer * rows + first)
-        native = "" if sys.byteorder == "little" else "<"  # what the machine has anyway is read faster
-        with memoryview(self.data)[start:start + 4 * columns * (last - first)] as window:
-            for row in struct.iter_unpack(f"{native}{columns}f", window):
-                if check and not isfinite(sum(row)):
-                    raise ValueError(f"{self.path}: {name} of layer {layer} holds a weight that is not finite")
-                yield row
+    def rows(self, name, layer=0, first=0, last=None):
+        """The rows first .. last - 1 of a layer's matrix."""
+        return Rows(self, name, layer, first, self.tensors[name][1] if last is None else last)
 
     def row(self, name, layer=0, index=0):
-        return next(self.rows(name, layer, index, index + 1))
+        """One row, known to be finite."""
+        (row,) = self.rows(name, layer, index, index + 1).checked()
+        return row
 
     def sha256(self):
         return hashlib.sha256(self.data).hexdigest()
@@ -428,29 +471,50 @@ class Checkpoint:
 # Transformer: what one process computes, and the forward pass over all of them
 
 
+def free_memory():
+    """Bytes that this process may use: what the system has available, within the limits of its group and its user."""
+    limits = []
+    for path, pattern, unit in (("/proc/meminfo", r"MemAvailable: +(\d+) kB", 1024), ("/sys/fs/cgroup/memory.max", r"(\d+)", 1)):
+        with contextlib.suppress(OSError, TypeError):
+            with open(path) as file:
+                limits.append(int(re.search(pattern, file.read())[1]) * unit)
+    with contextlib.suppress(ImportError, OSError):
+        import resource
+        limits += [n for n in (resource.getrlimit(resource.RLIMIT_AS)[0],) if n != resource.RLIM_INFINITY]
+    if not limits:  # not a Linux: half of the memory there is, or of 8 GiB
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return min(limits, default=2**32)
+
+
 def share(n, index, count):
     """The part of range(n) that falls to the process `index` of `count`."""
     return range(n * index // count, n * (index + 1) // count)
 
 
 class Blocks:
-    """The rows first .. last - 1 of a layer's matrix as blocks of rows, read from the checkpoint whenever one goes over them.
+    """The rows first .. last - 1 of a layer's matrix, as matrices of a few rows each, made whenever one goes over them.
 
-    A block is small enough for the processor's cache: that is an eighth faster where a matrix has many rows.
+    They are small enough for the processor's cache: that is an eighth faster where a matrix has many rows.
     """
 
     def __init__(self, checkpoint, arithmetic, name, layer, first, last):
-        self.checkpoint, self.arithmetic, self.name, self.layer = checkpoint, arithmetic, name, layer
-        step = max(1, 2**16 // checkpoint.tensors[name][2])
-        self.ranges = [(start, min(last, start + step)) for start in range(first, last, step)]
-        self.squares = {}  # of the rows of a block, once it has been read
+        self.arithmetic = arithmetic
+        step = max(1, 2**15 // checkpoint.tensors[name][2])
+        self.rows = [checkpoint.rows(name, layer, i, min(last, i + step)) for i in range(first, last, step)]
+        self.squares = [None] * len(self.rows)  # what Exact.Matrix needs to know of the rows, once they have been read
 
     def __iter__(self):
-        for start, stop in self.ranges:
-            squares = self.squares.get(start)
-            matrix = self.arithmetic.Matrix(self.checkpoint.rows(self.name, self.layer, start, stop, squares is None), squares)
-            if matrix.squares:
-                self.squares[start] = array("d", matrix.squares)
+        return self.matrices(True)
+
+    def matrices(self, unpacked):
+        """unpacked: with rows as tuples, to be used more than once."""
+        for i, rows in enumerate(self.rows):
+            if self.squares[i] is None:
+                matrix = self.arithmetic.Matrix(rows.checked())
+                self.squares[i] = array("d", matrix.squares)
+            else:
+                matrix = self.arithmetic.Matrix(list(rows) if unpacked else rows, self.squares[i])
             yield matrix
 
 
@@ -486,7 +550,10 @@ class Shard:
 
     def _times(self, name, l, operands):
         results = [[] for _ in operands]
-        for matrix in self.matrices[name][l]:
+        matrices = self.matrices[name][l]
+        if isinstance(matrices, Blocks):
+            matrices = matrices.matrices(len(operands) > 1)
+        for matrix in matrices:
             for result, operand in zip(results, operands):
                 result += self.arithmetic.dots(matrix, operand)
         return results
@@ -547,12 +614,12 @@ class Shard:
         return results
 
 
-def work(connection, other_end, path, arithmetic, index, count):
+def work(connection, other_end, path, *part):
     """A worker process: answers calls of its shard's methods until the other end of the connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     other_end.close()
     try:
-        shard = Shard(Checkpoint(path), arithmetic, index, count)
+        shard = Shard(Checkpoint(path), *part)
         while True:
             method, args = connection.recv()
             connection.send(getattr(shard, method)(*args))
@@ -565,8 +632,10 @@ def work(connection, other_end, path, arithmetic, index, count):
 class Transformer:
     """A model: Transformer(path, arithmetic="exact", workers=1), to be closed, or used in a `with`.
 
-    workers is the number of processes, this one included; any number gives the same bits.
-    Raises ValueError or OSError for a file that is not a checkpoint, and ChildProcessError if a worker dies.
+    workers is the number of processes, this one included; any number gives the same bits. The weights are unpacked into
+    Python floats, 40 bytes each (4 in the dialect `c`), if that fits three quarters of the memory that is free; else they
+    are read from the mapped file at every step, which takes a few megabytes and two to three times as long. The bits are the
+    same. Raises ValueError or OSError for a file that is not a checkpoint, and ChildProcessError if a worker dies.
     """
 
     def __init__(self, path, arithmetic="exact", workers=1):
@@ -575,10 +644,11 @@ class Transformer:
         self.length = 0  # positions computed: the length of the key and value cache
         self.checkpoint = Checkpoint(path)
         self.config = self.checkpoint.config
+        unpacked = self.checkpoint.weights * self.arithmetic.weight_size < free_memory() * 3 / 4
         try:
             for index in range(1, workers):
-                self._start_worker(index, workers)
-            self.shard = Shard(self.checkpoint, self.arithmetic, 0, workers)
+                self._start_worker(index, workers, unpacked)
+            self.shard = Shard(self.checkpoint, self.arithmetic, 0, workers, unpacked)
             layers = range(self.config.n_layers)
             self.rms_att = [self.checkpoint.row("rms_att", l) for l in layers]  # (n_layers, dim)
             self.rms_ffn = [self.checkpoint.row("rms_ffn", l) for l in layers]  # (n_layers, dim)
@@ -587,10 +657,10 @@ class Transformer:
             self.close()
             raise
 
-    def _start_worker(self, index, count):
+    def _start_worker(self, index, count, unpacked):
         here, there = multiprocessing.Pipe()
         process = multiprocessing.Process(target=work, daemon=True, args=(
-            there, here, self.checkpoint.path, self.arithmetic, index, count))
+            there, here, self.checkpoint.path, self.arithmetic, index, count, unpacked))
         process.start()
         there.close()
         self.processes.append((process, here))
@@ -888,7 +958,7 @@ def generate(transformer, tokenizer, sampler, tokens, steps, observe=None, logit
                 break
 
 
-BATCH = 8  # positions computed together where their tokens are known
+BATCH = 16  # positions computed together where their tokens are known
 
 
 def check_length(tokens, transformer):

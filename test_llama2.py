@@ -313,7 +313,7 @@ vectors = st.integers(1, 12).flatmap(lambda n: st.tuples(*[st.lists(
 def check_dots(rows, x):
     for A, definition in (llama2.Exact, ExactDefinition), (llama2.C, CDefinition):
         if x:
-            got = A.dots(A.Matrix(map(tuple, rows)), A.operand(tuple(x)))
+            got = A.dots(A.Matrix([tuple(row) for row in rows]), A.operand(tuple(x)))
             assert bits(got) == bits([definition.dot(row, x) for row in rows]), A.name
         assert bits([A.dot(row, x) for row in rows]) == bits([definition.dot(row, x) for row in rows]), A.name
 
@@ -449,6 +449,40 @@ def test_positions_together_are_positions_one_by_one(files, workers):
                 lambda layer, op, values, seen=seen: seen.append((layer, op, bits(values))) for seen in ops], skip=1)
             assert [row.tobytes() for row in logits] == [row for _, row in alone[first + 1:last]]
             assert ops == [seen for seen, _ in alone[first:last]]
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "c"])
+def test_weights_read_from_the_map_give_the_same_operations(files, monkeypatch, arithmetic):
+    tokens = [1, 7, 279, 30, 5, 6]
+    for shape in "grouped", "version 1":
+        unpacked = list(run_forward(files[shape], arithmetic, tokens))
+        with monkeypatch.context() as patch:
+            patch.setattr(llama2, "free_memory", lambda: 0)
+            for workers in 1, 2:
+                assert list(run_forward(files[shape], arithmetic, tokens, workers)) == unpacked
+            with llama2.Transformer(files[shape], arithmetic) as transformer:
+                assert isinstance(transformer.shard.matrices["w1"][0], llama2.Blocks)
+                rows = [logits.tobytes() for first in (0, 3) for logits in transformer.batch(tokens[first:first + 3], first)]
+                assert rows == [row for _, row in unpacked]
+
+
+def test_a_model_larger_than_the_memory_is_read_from_the_map(tmp_path):
+    import resource
+    path, limit = tmp_path / "large.bin", 300 * 2**20
+    dim, layers, hidden = 512, 4, 2048
+    weights = 280 * dim + 2 * layers * dim + layers * (4 * dim * dim + 3 * dim * hidden) + dim
+    row = numbers(random.Random(1), 1 << 16, 0.05)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<7i", dim, hidden, layers, 8, 8, 280, 64))
+        file.write((row * (weights // (1 << 16) + 1))[:4 * weights] + bytes(4 * 64 * dim // 8))
+    assert weights * 40 > 2 * limit > 6 * os.path.getsize(path)
+    code = (f"import llama2, resource; t = llama2.Transformer({str(path)!r}); print([hash(t.forward(1, p).tobytes()) for p in (0, 1)]);"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+    results = [subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, env={**os.environ, "PYTHONHASHSEED": "1"},
+                              preexec_fn=limited).stdout.split(b"\n")
+               for limited in (lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)), None)]
+    assert results[0][0] == results[1][0] != b""
+    assert int(results[0][1]) * 1024 < 100 * 2**20 < 6 * int(results[1][1]) * 1024
 
 
 def test_both_versions_of_a_checkpoint_give_the_same_logits(tmp_path):
