@@ -618,15 +618,18 @@ def work(connection, other_end, path, *part):
     """A worker process: answers calls of its shard's methods until the other end of the connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     other_end.close()
-    try:
-        shard = Shard(Checkpoint(path), *part)
+
+    def answer(function, *args):
+        try:
+            return function(*args)
+        except (ValueError, OSError, MemoryError) as error:
+            return error
+
+    with contextlib.suppress(EOFError, OSError):
+        shard = answer(lambda: Shard(Checkpoint(path), *part))
         while True:
             method, args = connection.recv()
-            connection.send(getattr(shard, method)(*args))
-    except EOFError:
-        pass
-    except (ValueError, OSError) as error:
-        connection.send(error)
+            connection.send(shard if isinstance(shard, Exception) else answer(getattr(shard, method), *args))
 
 
 class Transformer:
@@ -677,7 +680,7 @@ class Transformer:
         except (EOFError, ConnectionError):
             process, _ = self.processes[index - 1]
             process.join(1)
-            raise ChildProcessError(f"worker {index} of {len(self.processes)} ended, exit code {process.exitcode}") from None
+            raise ChildProcessError(f"worker process {process.pid} died with exit code {process.exitcode}") from None
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer

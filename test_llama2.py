@@ -1272,6 +1272,78 @@ def test_an_interrupted_run_leaves_a_trace_that_verifies_as_far_as_it_goes(tmp_p
         assert code == 0 and b"incomplete" in out
 
 
+def children(pid):
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:
+        return list(map(int, file.read().split()))
+    return []
+
+
+def gone(pid, seconds=10):
+    for _ in range(seconds * 50):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rsplit(")", 1)[1].split()[0] == "Z":
+                    return True
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def start_with_workers(path, *more):
+    run = subprocess.Popen([sys.executable, os.path.join(HERE, "llama2.py"), "-s", "1", "-n", "0", "--trace", str(path),
+                            "--workers", "3", *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert run.stdout.read(3)
+    return run, children(run.pid)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="looks for processes in /proc")
+def test_a_killed_worker_ends_the_run_with_one_line_and_leaves_nothing_running(tmp_path, capfdbinary):
+    for victim in 0, 1:
+        run, workers = start_with_workers(tmp_path / "t")
+        assert len(workers) == 2
+        os.kill(workers[victim], signal.SIGKILL)
+        _, err = run.communicate(timeout=20)
+        assert (run.returncode, err.decode()) == (
+            2, f"llama2.py: error: worker process {workers[victim]} died with exit code -9\n")
+        assert all(map(gone, workers))
+        assert command(capfdbinary, "--verify", tmp_path / "t")[0] == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="looks for processes in /proc")
+@pytest.mark.parametrize("kill, code", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_workers_end_with_the_run(tmp_path, kill, code):
+    run, workers = start_with_workers(tmp_path / "t")
+    run.send_signal(kill)
+    _, err = run.communicate(timeout=20)
+    assert (run.returncode, err) == (code, b"")
+    assert all(map(gone, workers))
+
+
+def test_a_worker_that_cannot_read_the_model_ends_the_run(files, tmp_path, capfdbinary, monkeypatch):
+    checkpoint = llama2.Checkpoint(files["grouped"])
+    offset, rows, columns = checkpoint.tensors["classifier"]
+    path = edited(files["grouped"], tmp_path / "bad.bin", offset + 4 * (rows * columns - 1), "f", math.nan)  # the last worker's
+    assert failure(capfdbinary, path, "-z", files["tokenizer"], "-s", 1, "--workers", 3) == (
+        f"{path}: classifier of layer 0 holds a weight that is not finite")
+    monkeypatch.setattr(llama2.multiprocessing.Process, "start", lambda self: os.stat("/nowhere"))
+    assert failure(capfdbinary, files["grouped"], "-z", files["tokenizer"], "-s", 1, "--workers", 3) == (
+        "/nowhere: No such file or directory")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_start_by_every_method(files, method):
+    code = (f"import multiprocessing, llama2\nif __name__ == '__main__':\n multiprocessing.set_start_method({method!r})\n"
+            f" with llama2.Transformer({files['grouped']!r}, workers=3) as t: print(t.forward(1, 0).tobytes().hex())")
+    script = os.path.join(os.path.dirname(files["tokenizer"]), f"{method}.py")
+    with open(script, "w") as file:
+        file.write(code)
+    done = subprocess.run([sys.executable, script], capture_output=True, env={**os.environ, "PYTHONPATH": HERE})
+    assert done.stderr == b""
+    with llama2.Transformer(files["grouped"]) as transformer:
+        assert done.stdout.decode().strip() == transformer.forward(1, 0).tobytes().hex()
+
+
 def test_a_full_disk_leaves_whole_lines_and_one_line_of_error(traces, model, tmp_path, capfdbinary):
     import resource
     path = tmp_path / "t"
