@@ -249,10 +249,10 @@ class C:
     def dots(matrix, x):
         """matrix (n, d), x (d) -> (n): the dot product of every row with x."""
         n = len(matrix.columns[0]) if matrix.columns else 0
-        form, sums = f"{n}f", (0.0,) * n
+        form, sums = struct.Struct(f"{n}f"), (0.0,) * n
         for column, v in zip(matrix.columns, x):
-            products = unpack(form, pack(form, *[w * v for w in column]))
-            sums = unpack(form, pack(form, *map(add, sums, products)))
+            products = memoryview(form.pack(*[w * v for w in column])).cast("f")
+            sums = form.unpack(form.pack(*map(add, sums, products)))
         return sums
 
     @staticmethod
