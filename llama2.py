@@ -44,6 +44,13 @@ except ImportError:
 
 import trace
 
+if not hasattr(trace, "Log"):  # with python3 -P, it is the standard library's
+    message = "trace.py is not found beside llama2.py, but Python's own module of that name: run without -P"
+    if __name__ != "__main__":
+        raise ImportError(message)
+    print(f"llama2.py: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
 # ----------------------------------------------------------------------------
 # Arithmetic. Every number is a binary32 value held in a Python float. An operation on two of them is done in binary64
 # and rounded by R: for + - * / and sqrt that is the correctly rounded binary32 result, since 53 >= 2 * 24 + 2 bits.
@@ -1090,12 +1097,8 @@ class Run:
     def __init__(self, args):
         self.like, self.level = args.like, given(args.trace_level, "step")
         arithmetic, rng = LIKE[args.like]
-        temperature, seed = given(args.temperature, 1.0), args.seed
-        if not seed:
-            seed = time.time_ns() % MASK + 1
-            if temperature > 0:
-                print(f"seed: {seed}", file=sys.stderr)
-        self.sampler = Sampler(temperature, given(args.p_value, 0.9), seed, rng, arithmetic)
+        self.sampler = Sampler(given(args.temperature, 1.0), given(args.p_value, 0.9),
+                               args.seed or time.time_ns() % MASK + 1, rng, arithmetic)
         self.path, tokenizer = find_files(args)
         self.transformer = Transformer(self.path, arithmetic, args.workers)
         try:
@@ -1145,6 +1148,8 @@ def tell(run, args, out):
         reference = args.compare and files.enter_context(contextlib.closing(Reference(args.compare, run.steps, vocab_size)))
         array = args.logits and files.enter_context(ArrayWriter(args.logits, vocab_size))
         Writer = trace.RustWriter if run.like == "llama2-rs" else trace.Writer
+        if not args.seed and run.sampler.temperature > 0:
+            print(f"seed: {run.sampler.seed}", file=sys.stderr)
         log = args.trace and files.enter_context(contextlib.closing(Writer(args.trace, run.header())))
         begin = time.perf_counter()
         for step in run.generate(log, logits=bool(args.logits or args.compare)):
@@ -1316,6 +1321,8 @@ def ordered(data):
 
 def converse(run, args, out):
     """Chat on the terminal, or with whoever writes to standard input."""
+    if not args.seed and run.sampler.temperature > 0:
+        print(f"seed: {run.sampler.seed}", file=sys.stderr)
     write = printer(out, run.like)
 
     def read(question):
@@ -1355,7 +1362,8 @@ def dispatch(args, out):
 
 def main(argv=None):
     """The command line; returns the exit code: 0, 1 if a verification or comparison failed, 2 for bad input, 130."""
-    out = sys.stdout.buffer if sys.stdout else open(os.devnull, "wb")
+    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # None if closed
+    out = sys.stdout.buffer
     try:
         code = dispatch(parse(argv), out)
         out.flush()

@@ -771,7 +771,7 @@ def test_a_file_of_the_wrong_size_is_refused_with_both_sizes(files, tmp_path, ca
 
 
 def test_files_that_cannot_be_read_are_named(files, tmp_path, capfdbinary):
-    assert failure(capfdbinary, tmp_path / "none", "-s", 1) == f"{tmp_path / 'none'}: No such file or directory"
+    assert failure(capfdbinary, tmp_path / "none") == f"{tmp_path / 'none'}: No such file or directory"
     assert failure(capfdbinary, tmp_path, "-s", 1) == f"{tmp_path}: Is a directory"
     assert failure(capfdbinary, files["grouped"], "-s", 1, "-z", tmp_path) == f"{tmp_path}: Is a directory"
     assert failure(capfdbinary, files["grouped"], "-s", 1, "-z", tmp_path / "none").startswith(f"{tmp_path / 'none'}: No such")
@@ -1077,8 +1077,7 @@ def test_chat_without_a_system_prompt_has_no_system_block(tokenizer):
     *[(["-m", "chat", option, "x"], f"{option} belongs to mode generate, not to chat")
       for option in ("--trace", "--verify", "--logits", "--compare")]])
 def test_bad_options_get_one_line(files, capfdbinary, args, message):
-    seed = [] if "-s" in args else ["-s", "1"]
-    assert failure(capfdbinary, files["grouped"], "-z", files["tokenizer"], *seed, *args).startswith(message)
+    assert failure(capfdbinary, files["grouped"], "-z", files["tokenizer"], *args).startswith(message)
 
 
 def test_the_clock_gives_the_seed_and_standard_error_says_which(files, capfdbinary):

@@ -27,7 +27,13 @@ import struct
 import sys
 from array import array
 
-import merkle
+try:
+    import merkle
+except ImportError as error:
+    if __name__ != "__main__":
+        raise
+    print(f"trace.py: error: {error}: merkle.py is to be beside trace.py (and python3 -P hides it)", file=sys.stderr)
+    sys.exit(2)
 
 FORMAT, PROOF_FORMAT = "llama2.py trace 1", "llama2.py proof 1"
 
@@ -614,6 +620,7 @@ def run(argv, out):
 
 def main(argv=None):
     """The command line; returns the exit code: 0, 1 if a verification failed or traces differ, 2 for bad input."""
+    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # None if closed
     try:
         code = run(argv, sys.stdout)
         sys.stdout.flush()
