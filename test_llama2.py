@@ -1895,3 +1895,75 @@ def test_any_bytes_are_an_array_or_an_error(tmp_path_factory, data):
             file.write(content)
         with pytest.raises(ValueError, match="any.npy"):
             llama2.Reference(path, 4, 280)
+
+
+# ----------------------------------------------------------------------------
+# The whole
+
+STORY = """Once upon a time, there was a little duck. Her name was Anna. One day, Anna wanted to make a cake with her uncle. They put milk and eggs in a big bowl.
+Anna wanted to help, but the bowl was too heavy. It fell on the floor. There was a big mess. "I am sorry," said Anna. She was very sad.
+"Do not worry," said her uncle. "We can clean it and try again." They cleaned the floor and tried again, and Anna was very careful.
+Soon they ate the cake with Jane. "It is so good!" said Anna.
+Anna learned that it is okay to make mistakes.
+"""
+STORY_LOGITS = """bce61e c0eee7 a89a92 40ac9b c892d1 491977 e2fd00 097b20 aeb587 476d7c 0aa1a7 ae0a00 e32054 13c8cc 59a45a f5bd86 18adbf
+56eab3 bdff0a 0a3b6e 0a8235 9262d0 a101ad bf864f 07ba96 f148f5 721070 c7e9c3 05e6e9 7e0328 e82a48 d932dd f8cc25 e59236 7d0952 a33143
+4b8724 5e7d3e df7f46 15a21c f11a6b 6ae09d 665ad5 adabf5 a3f288 8b0a30 a05821 4e111b 8433ee 7cd450 2f761e d99707 b182f7 d23ba7 9df00c
+30dc45 5a89e2 a4bb7f 6c3c4b 28c5e8 26b586 568408 6b8683 a74e9c 58a2de 42d463 501719 531e8e 64f88b 286779 f4a850 599cc0""".split()
+STORY_ROOT = "4c986acbbcbd70f5ab56bccc470e7394626ca5d3054f9e9725a0f2cafb7dbf2d"
+
+
+def test_the_golden_story(tmp_path, capfdbinary):
+    code, out, err = command(capfdbinary, "-i", "Once upon a time", "-s", 42, "--trace", tmp_path / "t")
+    steps = [json.loads(line) for line in read_lines(tmp_path / "t") if b"next" in line]
+    for step, expected in zip(steps, STORY_LOGITS):
+        assert step["logits"].startswith(expected), f"step {step['pos']} is the first that differs"
+    assert out.decode() == STORY
+    assert json.loads(read_lines(tmp_path / "t")[-1])["root"] == STORY_ROOT
+    assert trace.read(tmp_path / "t").header["model"] in open(os.path.join(HERE, "README.md")).read()
+
+
+@pytest.fixture
+def readme(tmp_path):
+    """A copy of the files that the README's commands use, and a shell for them."""
+    for name in "llama2.py", "trace.py", "merkle.py", "stories":
+        os.symlink(os.path.join(HERE, name), tmp_path / name)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / "bin" / "python3").chmod(0o755)
+
+    def shell(line):
+        return subprocess.run(["bash", "-c", line], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}).stdout
+
+    with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
+        return file.read(), shell
+
+
+def test_the_commands_of_the_readme_print_what_it_says(readme):
+    text, shell = readme
+    count = 0
+    for block in re.findall(r"```console\n(.*?)```", text, re.S):
+        for line, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M):
+            got = shell(line)
+            if "--compare" in line:  # what differs depends on the C library
+                got, expected = (re.sub(r"[-\d.e]+|None", "N", output) for output in (got, expected))
+            got, expected = (re.sub(r"tok/s: .*", "", output) for output in (got, expected))
+            assert got.strip() == expected.strip(), line
+            count += 1
+    assert count >= 18
+
+
+def test_the_example_of_the_readme_works(readme, tmp_path):
+    text, shell = readme
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    with llama2.Transformer(MODEL, "c") as model:
+        seen = {}
+        for pos, token in enumerate([1, 406]):
+            model.forward(token, pos, lambda layer, op, values: seen.update({(layer, op): list(values)}))
+    values = seen[2, "attention"]
+    values[11] += 0.5
+    (tmp_path / "attention.f32").write_bytes(bits(values))
+    (tmp_path / "example.py").write_text(code)
+    assert shell("python3 example.py") == "largest difference 0.5 at element 11, head 1\n"
+    assert len(code.splitlines()) <= 13
