@@ -26,7 +26,6 @@ import re
 import signal
 import struct
 import sys
-import tempfile
 import time
 from array import array
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from operator import add, mul, sub
 from struct import pack, unpack
 
 try:
-    from math import sumprod  # Python 3.12; as good a guess as that of dots
+    from math import sumprod  # Python 3.12
 except ImportError:
     sumprod = None
 
@@ -109,17 +108,6 @@ class Exact:
                 row.append(value)
             self._measure()
 
-        def cut_rows(self, n):
-            """Keep the first n rows."""
-            del self.rows[n:], self.squares[n:]
-
-        def cut_columns(self, n):
-            """Keep the first n columns."""
-            if self.rows and len(self.rows[0]) > n:
-                for row in self.rows:
-                    del row[n:]
-                self._measure()
-
     @staticmethod
     def operand(x):
         """x (d) as dots wants it, prepared once for all matrices that it meets: x, -x/2 and |x/2|^2."""
@@ -137,7 +125,7 @@ class Exact:
         x, y, square = operand
         margin = (matrix.largest + square) * 2.0**-47
         least, width = square + margin, 2 * margin
-        if sumprod and isinstance(matrix.rows, Rows):  # a third faster where a row's floats are made for this one use
+        if sumprod and LITTLE and isinstance(matrix.rows, Rows):  # a third faster where floats are made for this one use
             guess = [s - margin for s in map(sumprod, matrix.rows.views(), repeat(x))]
         else:
             guess = [d * d - s - least for d, s in zip(map(dist, matrix.rows, repeat(y)), matrix.squares)]
@@ -229,13 +217,6 @@ class C:
 
         def add_column(self, column):
             self.columns.append(column)
-
-        def cut_rows(self, n):
-            for column in self.columns:
-                del column[n:]
-
-        def cut_columns(self, n):
-            del self.columns[n:]
 
     @staticmethod
     def dot(a, b):
@@ -345,6 +326,9 @@ class Config:
         return self.dim // self.n_heads
 
 
+LITTLE = sys.byteorder == "little"
+
+
 class Rows:
     """Rows of a matrix in a mapped checkpoint: as many tuples of floats, unpacked whenever one goes over them."""
 
@@ -355,7 +339,7 @@ class Rows:
         self.stop = self.start + 4 * self.columns * (last - first)
 
     def __iter__(self):
-        native = "" if sys.byteorder == "little" else "<"  # what the machine has anyway is read faster
+        native = "" if LITTLE else "<"  # what the machine has anyway is read faster
         with memoryview(self.checkpoint.data)[self.start:self.stop] as window:
             yield from struct.iter_unpack(f"{native}{self.columns}f", window)
         self._release()
@@ -364,7 +348,7 @@ class Rows:
         return struct.unpack_from(f"<{self.columns}f", self.checkpoint.data, self.start + 4 * self.columns * index)
 
     def views(self):
-        """The rows as views of the file, whose floats are made when they are used; on little-endian machines."""
+        """The rows as views of the file, whose floats are made when they are used; on a little-endian machine."""
         with memoryview(self.checkpoint.data)[self.start:self.stop] as window, window.cast("f") as numbers:
             for i in range(0, len(numbers), self.columns):
                 yield numbers[i:i + self.columns]
@@ -471,7 +455,8 @@ class Checkpoint:
         return hashlib.sha256(self.data).hexdigest()
 
     def close(self):
-        self.data.close()
+        with contextlib.suppress(BufferError):  # interrupted while a row was being read: closed when that is forgotten
+            self.data.close()
 
 
 # ----------------------------------------------------------------------------
@@ -547,8 +532,7 @@ class Shard:
         self.matrices = {  # for each layer, blocks of rows
             name: [kind(Blocks(checkpoint, arithmetic, name, l, *part)) for l in range(1 if name == "classifier" else c.n_layers)]
             for name, part in parts.items()}
-        self.keys = [{g: arithmetic.Matrix() for g in self.kv_heads} for _ in range(c.n_layers)]    # (pos, hs) each
-        self.values = [{g: arithmetic.Matrix() for g in self.kv_heads} for _ in range(c.n_layers)]  # (hs, pos) each
+        self.cache = [None] * c.n_layers  # a layer's keys (pos, hs) and values (hs, pos), by key and value head
         self.angles = []  # of each position: the cosines and the sines, (hs / 2) each
 
     def rows(self, name, l, xs):
@@ -581,12 +565,11 @@ class Shard:
     def attention(self, l, pos, xs, observed):
         """xs (positions, dim), the normalized activations from pos on -> for each position, of this part's heads: the
         attention, and if observed, before it q, k, v and the heads' softmax weights."""
-        A, hs, keys, values = self.arithmetic, self.config.head_size, self.keys[l], self.values[l]
-        for g in self.kv_heads:  # forget what was computed of these positions before
-            keys[g].cut_rows(pos)
-            values[g].cut_columns(pos)
+        A, hs, results = self.arithmetic, self.config.head_size, []
+        if pos == 0:
+            self.cache[l] = [{g: A.Matrix() for g in self.kv_heads} for _ in ("keys", "values")]
+        keys, values = self.cache[l]
         scale = r(sqrt(hs))
-        results = []
         operands = [A.operand(x) for x in xs]
         for q, k, v in zip(*[self._times(name, l, operands) for name in ("wq", "wk", "wv")]):
             q, k = self.rope(q, pos), self.rope(k, pos)
@@ -700,18 +683,18 @@ class Transformer:
     def forward(self, token, pos, observe=None):
         """One step: the token at position pos -> logits, an array("f") of vocab_size.
 
-        Positions before pos must have been computed; those after it are forgotten. observe(layer, op, values) is called
-        with the result of every operation that DESIGN names, in order; layer is None outside the layers.
+        Positions come in order; 0 begins anew. observe(layer, op, values) is called with the result of every operation, in
+        order and by the names that batch gives them; layer is None outside the layers.
         """
         return self.batch([token], pos, [observe] if observe else [])[0]
 
     def batch(self, tokens, pos, observers=(), skip=0):
-        """The forward pass over tokens at the positions from pos on, as run.c's forward does it for one token.
+        """The forward pass over tokens at the positions from pos on, as run.c's forward makes it over one.
 
-        Returns the logits of each position but the first `skip`. observers holds a function for each position, or none.
+        Returns the logits of each position but the first `skip`. observers holds a function for each position, or nothing.
         """
-        if not 0 <= pos <= self.length or pos + len(tokens) > self.config.seq_len:
-            raise ValueError(f"position {pos + len(tokens) - 1} is not next after {self.length} or exceeds {self.config.seq_len}")
+        if pos not in (0, self.length) or pos + len(tokens) > self.config.seq_len:
+            raise ValueError(f"position {pos} does not follow the {self.length} computed so far, or exceeds the context")
         for token in tokens:
             if not 0 <= token < self.config.vocab_size:
                 raise ValueError(f"token {token} is not in {self.checkpoint.path}'s vocabulary of {self.config.vocab_size}")
@@ -855,7 +838,7 @@ MASK = 2**64 - 1
 
 
 def xorshift(state):
-    """xorshift64*, llama2.c's generator: the state -> a coin in [0, 1), the next state."""
+    """xorshift64*, llama2.c's generator: the state -> 24 random bits and the next state."""
     state ^= state >> 12
     state ^= state << 25 & MASK
     state ^= state >> 27
@@ -863,14 +846,14 @@ def xorshift(state):
 
 
 def llama2_rs(state):
-    """llama2-rs's generator: the state -> a coin, the next state."""
+    """llama2-rs's generator: the state -> 24 random bits and the next state."""
     def rotate(value, by):
         return (value << by | value >> 64 - by) & MASK
 
     return rotate(rotate(state, 5) * 5 & MASK, 7) >> 40, rotate(state, 23) + 0x9E3779B97F4A7C15 & MASK
 
 
-GENERATORS = {"xorshift64*": xorshift, "llama2-rs": llama2_rs}  # each gives 24 bits and the next state
+GENERATORS = {"xorshift64*": xorshift, "llama2-rs": llama2_rs}
 
 
 class Sampler:
@@ -918,7 +901,6 @@ class Sampler:
 
 def pick(tokens, sums, coin):
     """The first token whose running sum exceeds the coin; the last one if rounding left the sum below it."""
-    token = None
     for token, total in zip(tokens, sums):
         if coin < total:
             break
@@ -943,8 +925,8 @@ def generate(transformer, tokenizer, sampler, tokens, steps, observe=None, logit
     """Yield a Step for each position until there are `steps` or BOS is sampled, as run.c's generate.
 
     tokens is the encoded prompt. observe sees every operation, before its step is yielded; logits=True asks for the logits
-    of the prompt's positions too. foreseen are input tokens that follow the prompt according to a log: positions up to
-    there are computed together, and the first that is not what the sampler says ends that.
+    of the prompt's positions too. foreseen are input tokens that follow the prompt according to a log: like the prompt's,
+    their positions are computed together; the first that is not what the sampler says ends it all.
     """
     check_length(tokens, transformer)
     inputs = [*tokens, *foreseen]
@@ -963,9 +945,10 @@ def generate(transformer, tokenizer, sampler, tokens, steps, observe=None, logit
             if following == BOS:
                 return
             pos += 1
-            if inputs[pos:pos + 1] != [following]:
-                inputs[pos:] = [following]
-                break
+            if pos == len(inputs):
+                inputs.append(following)
+            elif inputs[pos] != following:
+                return
 
 
 BATCH = 16  # positions computed together where their tokens are known
@@ -1146,17 +1129,16 @@ def tell(run, args, out):
     vocab_size = run.transformer.config.vocab_size
     with contextlib.ExitStack() as files:
         reference = args.compare and files.enter_context(contextlib.closing(Reference(args.compare, run.steps, vocab_size)))
-        array = args.logits and files.enter_context(ArrayWriter(args.logits, vocab_size))
         Writer = trace.RustWriter if run.like == "llama2-rs" else trace.Writer
         if not args.seed and run.sampler.temperature > 0:
             print(f"seed: {run.sampler.seed}", file=sys.stderr)
         log = args.trace and files.enter_context(contextlib.closing(Writer(args.trace, run.header())))
-        begin = time.perf_counter()
+        begin, logits = time.perf_counter(), array("f")
         for step in run.generate(log, logits=bool(args.logits or args.compare)):
             if log:
                 log.step(step.token, step.next, step.piece, step.logits)
-            if array:
-                array.append(step.logits)
+            if args.logits:
+                logits += step.logits
             if reference:
                 out.write(reference.compare(step.logits, given(args.tolerance, 0.0)).encode())
             elif step.next != BOS or run.like == "llama2-rs":
@@ -1165,8 +1147,8 @@ def tell(run, args, out):
             out.write(reference.finish().encode())
         else:
             write(b"\n")
-        if array:
-            array.finish()
+        if args.logits:
+            write_array(args.logits, logits, vocab_size)
         if log:
             print(f"root: {log.finish()}", file=sys.stderr)
         print(f"achieved tok/s: {(step.pos + 1) / (time.perf_counter() - begin):.1f}", file=sys.stderr)
@@ -1216,35 +1198,12 @@ def verify(run, log, args, out):
 # Logits as numpy's arrays (format 1.0), to compare programs
 
 
-class ArrayWriter:
-    """Writes rows of float32 to a .npy file: beside its place, and renamed when it is whole."""
-
-    HEADER = 128
-
-    def __init__(self, path, columns):
-        self.path, self.columns, self.rows = path, columns, 0
-        self.file = tempfile.NamedTemporaryFile(dir=os.path.dirname(path) or ".", delete=False)
-        self.file.write(bytes(self.HEADER))  # filled in when the number of rows is known
-
-    def append(self, row):
-        self.file.write(pack(f"<{self.columns}f", *row))
-        self.rows += 1
-
-    def finish(self):
-        text = repr({"descr": "<f4", "fortran_order": False, "shape": (self.rows, self.columns)})
-        head = b"\x93NUMPY\x01\x00" + struct.pack("<H", self.HEADER - 10)
-        self.file.seek(0)
-        self.file.write(head + text.encode().ljust(self.HEADER - 11) + b"\n")
-        self.file.close()
-        os.replace(self.file.name, self.path)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if not self.file.closed:
-            self.file.close()
-            os.remove(self.file.name)
+def write_array(path, numbers, columns):
+    """Write numbers, an array("f"), as a .npy file of so many columns."""
+    head = repr({"descr": "<f4", "fortran_order": False, "shape": (len(numbers) // columns, columns)}).encode()
+    if not LITTLE:
+        numbers.byteswap()
+    trace.write_whole(path, b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + head.ljust(117) + b"\n" + numbers.tobytes())
 
 
 class Reference:

@@ -58,7 +58,7 @@ def measure_speed(path, arithmetic, positions):
             matrices = [matrix for layers in shard.matrices.values() for blocks in layers for matrix in blocks]
             for l in range(c.n_layers):
                 for h in shard.heads:
-                    matrices += shard.keys[l][h // shard.group], shard.values[l][h // shard.group]
+                    matrices += [part[h // shard.group] for part in shard.cache[l]]
             begin = time.perf_counter()
             for matrix in matrices:
                 list(map(math.dist, matrix.rows, repeat(vectors[len(matrix.rows[0])])))
@@ -550,12 +550,10 @@ def test_a_matrix_grown_by_rows_or_by_columns_is_the_same_matrix(x, data):
     rows = data.draw(st.lists(st.tuples(*[any_float] * len(x)), min_size=1, max_size=5))
     for A, definition in (llama2.Exact, ExactDefinition), (llama2.C, CDefinition):
         by_rows, by_columns = A.Matrix(), A.Matrix()
-        for row in rows + rows:
+        for row in rows:
             by_rows.add_row(row)
-        by_rows.cut_rows(len(rows))
-        for column in [*zip(*rows)] * 2:
+        for column in zip(*rows):
             by_columns.add_column(column)
-        by_columns.cut_columns(len(x))
         for matrix in by_rows, by_columns:
             assert bits(A.dots(matrix, A.operand(tuple(x)))) == bits([definition.dot(row, x) for row in rows])
 
@@ -687,17 +685,16 @@ def test_both_versions_of_a_checkpoint_give_the_same_logits(tmp_path):
         assert one == other
 
 
-def test_a_position_may_be_computed_again_but_not_skipped(files):
+def test_positions_come_in_order_or_begin_anew(files):
     with llama2.Transformer(files["grouped"]) as transformer:
         first = [transformer.forward(token, pos) for pos, token in enumerate([1, 5, 9])]
-        assert transformer.forward(9, 2) == first[2]
-        assert transformer.forward(5, 1) == first[1]
-        for pos in 3, -1:
+        for pos in 1, 2, 4, -1:
             with pytest.raises(ValueError, match="position"):
                 transformer.forward(9, pos)
+        assert [transformer.forward(token, pos) for pos, token in enumerate([1, 5])] == first[:2]
         transformer.reset()
         with pytest.raises(ValueError, match="position"):
-            transformer.forward(5, 1)
+            transformer.forward(9, 2)
         assert transformer.forward(1, 0) == first[0]
         for token in -1, 280:
             with pytest.raises(ValueError, match="vocabulary of 280"):
@@ -1002,9 +999,12 @@ def test_the_classifier_is_skipped_where_the_prompt_says_what_follows(tokenizer)
 
 
 @given(st.lists(st.integers(259, 262), min_size=20, max_size=20), st.lists(st.integers(259, 262), max_size=25), st.integers(1, 20))
-def test_tokens_foreseen_change_nothing_but_the_work(tokenizer, script, foreseen, steps):
+def test_tokens_foreseen_change_nothing_as_long_as_they_are_right(tokenizer, script, foreseen, steps):
     plain = tell(Scripted(script), tokenizer, [1, 260], steps)
-    assert tell(Scripted(script), tokenizer, [1, 260], steps, foreseen=foreseen) == plain
+    right = [step[1] for step in plain][2:]
+    n = next((i for i, (a, b) in enumerate(zip(right, foreseen)) if a != b), 99)
+    assert tell(Scripted(script), tokenizer, [1, 260], steps, foreseen=foreseen) == plain[:n + 2]
+    assert tell(Scripted(script), tokenizer, [1, 260], steps, foreseen=right) == plain
 
 
 def test_foreseeing_a_model_of_random_weights_changes_no_logits(files, tokenizer):
@@ -1018,8 +1018,9 @@ def test_foreseeing_a_model_of_random_weights_changes_no_logits(files, tokenizer
         plain = run(())
         tokens = [step.token for step in plain[0][2:]]
         assert run(tokens) == plain
-        assert run(tokens[:7] + [5] * 9) == plain
-        assert run([5] * 40) == plain
+        assert run(tokens[:7]) == plain
+        wrong = run(tokens[:7] + [5] * 9)
+        assert wrong[0] == plain[0][:9] and wrong[1] == plain[1][:9 * 30]
 
 
 def test_a_prompt_beyond_the_context_is_refused(files, capfdbinary):
@@ -1379,6 +1380,8 @@ def test_a_field_rewritten_under_a_recomputed_root_is_noticed(traces, model, tmp
     err = noticed(capfdbinary, model, forge(tmp_path / "bad", lines))
     options = {"temperature", "p_value", "seed", "steps", "arithmetic", "level"}  # believed until they lead to another line
     assert (options & fields.keys() or re.search(f"line {number + 1}[ :]", err)) and "\x1b" not in err
+    if "token" in fields:
+        assert ": token: expected" in err
 
 
 @pytest.mark.parametrize("line", range(0, 434, 31))
@@ -1755,6 +1758,8 @@ def test_what_llama2_rs_overlooks_is_noticed(traces, model, tmp_path, capfdbinar
     else:
         entries[value][what] = {"pos": 7, "token": 3, "text": "?", "logits": "00" * 32}[what]
     err = noticed(capfdbinary, model, rust_file(tmp_path / "bad", header, entries, leaves, **more), *RUST)
+    if what == "token":
+        assert f"entry {value}: token: expected" in err
     if what == "counts" and abs(value[0] + value[1]) > 2**60:
         assert "bytes are left" in err
 

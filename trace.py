@@ -220,8 +220,8 @@ class Trace:
         return index
 
     def inputs(self):
-        """The input tokens of all steps."""
-        return [self.events[index]["token"] for index in self.steps.values()]
+        """The input tokens of all steps, as the header and the steps before say them."""
+        return self.header["tokens"][:1] + [self.events[index]["next"] for index in self.steps.values()][:-1]
 
 
 HEX = object()  # 64 hexadecimal digits
@@ -482,7 +482,7 @@ class RustChecker:
 
     def step(self, token, next, piece, logits):
         event, where = rust_step(self.pos, token, piece, logits), f"{self.trace.path}, entry {self.pos}"
-        self.pos += 1
+        self.pos, self.next = self.pos + 1, next
         if self.pos == len(self.trace.events):
             raise VerificationError(where, "entry", event, "the end of the trace")
         if event != self.trace.events[self.pos]:
@@ -490,8 +490,10 @@ class RustChecker:
 
     def finish(self):
         if self.pos + 1 < len(self.trace.events):
-            raise VerificationError(f"{self.trace.path}, entry {self.pos}", "entry", "the end of the run",
-                                    self.trace.events[self.pos + 1])
+            where, event = f"{self.trace.path}, entry {self.pos}", self.trace.events[self.pos + 1]
+            if event["token"] != self.next:  # at which the run was not gone on with
+                raise VerificationError(where, "token", self.next, event["token"])
+            raise VerificationError(where, "entry", "the end of the run", event)
 
 
 class RustTrace:
@@ -556,7 +558,11 @@ class RustTrace:
         """The index of a step's leaf; all leaves have been compared."""
         return self.step(pos) - 1
 
-    step, inputs = Trace.step, Trace.inputs
+    step = Trace.step
+
+    def inputs(self):
+        """The input tokens of all steps."""
+        return [event["token"] for event in self.events[1:]]
 
 
 # ----------------------------------------------------------------------------
