@@ -11,7 +11,7 @@ Quantized checkpoints (version 2) are left out.
     x        activations, a tuple of dim floats          l    layer, 0 .. n_layers - 1
     q, k, v  query, key, value                           h    head, 0 .. n_heads - 1
     w        weights                                     hs   head size, dim / n_heads
-    pos      position in the sequence                    kv   key and value heads; n_heads / n_kv_heads queries share one
+    pos      position in the sequence                    g    key and value head, shared by n_heads / n_kv_heads queries
     logits   unnormalized log-probabilities, (vocab)     R    rounding to binary32, to the nearest, ties to even
 """
 import ast
@@ -67,11 +67,11 @@ def r(value):
 
 
 class Exact:
-    """The dialect `exact`: sums are the exact real sum, rounded to binary64 and then to binary32, and exp, cos, sin, pow are
-    correctly rounded to binary32. No result depends on an order of summation or on a C library.
+    """The dialect `exact`: sums are the exact real sum, rounded to binary64 and then to binary32; exp, cos, sin and pow
+    are correctly rounded to binary32. No result depends on an order of summation or on a C library.
 
-    It is made fast by Ziv's test: guess in binary64, bound the guess's error by a margin, and if guess - margin and guess
-    + margin round to the same binary32, that is the result. Else, about once in 100,000 times, follow the definition.
+    It is made fast by Ziv's test: guess in binary64, bound the guess's error by a margin, and if guess - margin and
+    guess + margin round to the same binary32, that is the result. Else, rarely, go by the definition.
     """
 
     name = "exact"
@@ -125,7 +125,7 @@ class Exact:
         x, y, square = operand
         margin = (matrix.largest + square) * 2.0**-47
         least, width = square + margin, 2 * margin
-        if sumprod and LITTLE and isinstance(matrix.rows, Rows):  # a third faster where floats are made for this one use
+        if sumprod and LITTLE and isinstance(matrix.rows, Rows):  # a third faster where floats are made for one use
             guess = [s - margin for s in map(sumprod, matrix.rows.views(), repeat(x))]
         else:
             guess = [d * d - s - least for d, s in zip(map(dist, matrix.rows, repeat(y)), matrix.squares)]
@@ -182,15 +182,15 @@ def decimal_cos(a):
 
 
 def certified(guess, exactly):
-    """The binary32 nearest to a number that is no tie, from a binary64 guess good to 2^-50 and a function that works the
-    number out in decimal. The guess leaves at most two neighbouring candidates; the number is on one side of their middle.
+    """The binary32 nearest to a number that is no tie, from a binary64 guess good to 2^-50 and a function that works
+    it out in decimal. The guess leaves one candidate, or two neighbours: on which side of their middle is the number?
     """
     low, high = sorted(R((guess * LESS, guess * MORE)))
     if low == high:
         return low
     with localcontext() as context:
         context.prec = 80
-        middle = (Decimal(low) + Decimal(min(high, 2.0**128))) / 2  # what rounds to inf begins at the middle before 2^128
+        middle = (Decimal(low) + Decimal(min(high, 2.0**128))) / 2  # inf stands for 2^128, the next after the largest
         return high if exactly(Decimal) > middle else low
 
 
@@ -203,7 +203,7 @@ class C:
     weight_size = 4  # bytes
 
     class Matrix:
-        """Columns, since a partial sum is taken for all rows at once: R rounds many numbers at little more than one's cost."""
+        """Columns, since a partial sum is taken for all rows at once: rounding one number by itself costs too much."""
 
         squares = ()
 
@@ -466,13 +466,13 @@ class Checkpoint:
 def free_memory():
     """Bytes that this process may use: what the system has available, within the limits of its group and its user."""
     limits = []
-    for path, pattern, unit in (("/proc/meminfo", r"MemAvailable: +(\d+) kB", 1024), ("/sys/fs/cgroup/memory.max", r"(\d+)", 1)):
-        with contextlib.suppress(OSError, TypeError):
-            with open(path) as file:
-                limits.append(int(re.search(pattern, file.read())[1]) * unit)
-    with contextlib.suppress(ImportError, OSError):
+    for path, pattern, unit in [("/proc/meminfo", "MemAvailable: +([0-9]+)", 1024),
+                                ("/sys/fs/cgroup/memory.max", "([0-9]+)", 1)]:
+        with contextlib.suppress(OSError, TypeError), open(path) as file:
+            limits.append(int(re.search(pattern, file.read())[1]) * unit)
+    with contextlib.suppress(ImportError):
         import resource
-        limits += [n for n in (resource.getrlimit(resource.RLIMIT_AS)[0],) if n != resource.RLIM_INFINITY]
+        limits += [n for n in resource.getrlimit(resource.RLIMIT_AS)[:1] if n != resource.RLIM_INFINITY]
     if not limits:  # not a Linux: half of the memory there is, or of 8 GiB
         with contextlib.suppress(AttributeError, ValueError, OSError):
             limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
@@ -485,15 +485,15 @@ def share(n, index, count):
 
 
 class Blocks:
-    """The rows first .. last - 1 of a layer's matrix, as matrices of a few rows each, made whenever one goes over them.
+    """A range of the rows of a layer's matrix, as matrices of a few rows each, made whenever one goes over them.
 
     They are small enough for the processor's cache: that is an eighth faster where a matrix has many rows.
     """
 
-    def __init__(self, checkpoint, arithmetic, name, layer, first, last):
+    def __init__(self, checkpoint, arithmetic, name, layer, rows):
         self.arithmetic = arithmetic
         step = max(1, 2**15 // checkpoint.tensors[name][2])
-        self.rows = [checkpoint.rows(name, layer, i, min(last, i + step)) for i in range(first, last, step)]
+        self.rows = [checkpoint.rows(name, layer, i, min(rows.stop, i + step)) for i in rows[::step]]
         self.squares = [None] * len(self.rows)  # what Exact.Matrix needs to know of the rows, once they have been read
 
     def __iter__(self):
@@ -511,27 +511,27 @@ class Blocks:
 
 
 class Shard:
-    """One process's part of the model: some heads of every layer with their keys and values, and some rows of every other
-    matrix. A model in one process is the shard 0 of 1. Each method takes the vectors of consecutive positions at once.
+    """One process's part of the model: some heads of every layer with their keys and values, some rows of every other
+    matrix. A model in one process is shard 0 of 1. Each method takes the vectors of consecutive positions at once.
     """
 
     def __init__(self, checkpoint, arithmetic, index=0, count=1, unpacked=True):
         self.arithmetic, self.config = arithmetic, checkpoint.config
         c, hs = self.config, self.config.head_size
         self.group = c.n_heads // c.n_kv_heads  # query heads that share a key and value head
-        self.heads = share(c.n_heads, index, count)
-        self.kv_heads = range(self.heads.start // self.group, -(-self.heads.stop // self.group)) if self.heads else range(0)
+        self.heads = heads = share(c.n_heads, index, count)
+        self.kv_heads = range(heads.start // self.group, -(-heads.stop // self.group)) if heads else range(0)
         # two shards may keep the same key and value head; it is reported by the one that has its first query head
-        self.reported = [g for g in self.kv_heads if g * self.group in self.heads]
-        parts = {"wq": (self.heads.start * hs, self.heads.stop * hs)}
-        parts["wk"] = parts["wv"] = (self.kv_heads.start * hs, self.kv_heads.stop * hs)
-        for name, n in {"wo": c.dim, "w1": c.hidden_dim, "w3": c.hidden_dim, "w2": c.dim, "classifier": c.vocab_size}.items():
-            rows = share(n, index, count)
-            parts[name] = rows.start, rows.stop
-        kind = list if unpacked else lambda blocks: blocks
-        self.matrices = {  # for each layer, blocks of rows
-            name: [kind(Blocks(checkpoint, arithmetic, name, l, *part)) for l in range(1 if name == "classifier" else c.n_layers)]
-            for name, part in parts.items()}
+        self.reported = [g for g in self.kv_heads if g * self.group in heads]
+        kv_rows = range(self.kv_heads.start * hs, self.kv_heads.stop * hs)
+        parts = {"wq": range(heads.start * hs, heads.stop * hs), "wk": kv_rows, "wv": kv_rows}
+        for name in "wo", "w1", "w2", "w3", "classifier":
+            parts[name] = share(checkpoint.tensors[name][1], index, count)
+        self.matrices = {}  # for each layer, blocks of rows
+        for name, rows in parts.items():
+            layers = range(1 if name == "classifier" else c.n_layers)
+            blocks = [Blocks(checkpoint, arithmetic, name, l, rows) for l in layers]
+            self.matrices[name] = list(map(list, blocks)) if unpacked else blocks
         self.cache = [None] * c.n_layers  # a layer's keys (pos, hs) and values (hs, pos), by key and value head
         self.angles = []  # of each position: the cosines and the sines, (hs / 2) each
 
@@ -626,9 +626,9 @@ class Transformer:
     """A model: Transformer(path, arithmetic="exact", workers=1), to be closed, or used in a `with`.
 
     workers is the number of processes, this one included; any number gives the same bits. The weights are unpacked into
-    Python floats, 40 bytes each (4 in the dialect `c`), if that fits three quarters of the memory that is free; else they
-    are read from the mapped file at every step, which takes a few megabytes and two to three times as long. The bits are the
-    same. Raises ValueError or OSError for a file that is not a checkpoint, and ChildProcessError if a worker dies.
+    Python floats, 40 bytes each (4 in the dialect `c`), if that fits three quarters of the memory that is free; else
+    they are read from the mapped file at every step, in some 40 MB and about three times as slowly, with the same bits.
+    Raises ValueError or OSError for a file that is not a checkpoint, and ChildProcessError if a worker dies.
     """
 
     def __init__(self, path, arithmetic="exact", workers=1):
@@ -683,22 +683,22 @@ class Transformer:
     def forward(self, token, pos, observe=None):
         """One step: the token at position pos -> logits, an array("f") of vocab_size.
 
-        Positions come in order; 0 begins anew. observe(layer, op, values) is called with the result of every operation, in
-        order and by the names that batch gives them; layer is None outside the layers.
+        Positions come in order; 0 begins anew. observe(layer, op, values) is called with the result of every operation,
+        in order and by the names that batch gives them; layer is None outside the layers.
         """
         return self.batch([token], pos, [observe] if observe else [])[0]
 
     def batch(self, tokens, pos, observers=(), skip=0):
         """The forward pass over tokens at the positions from pos on, as run.c's forward makes it over one.
 
-        Returns the logits of each position but the first `skip`. observers holds a function for each position, or nothing.
+        Returns the logits of each position but the first `skip`. observers holds a function for each position, or none.
         """
-        if pos not in (0, self.length) or pos + len(tokens) > self.config.seq_len:
-            raise ValueError(f"position {pos} does not follow the {self.length} computed so far, or exceeds the context")
-        for token in tokens:
-            if not 0 <= token < self.config.vocab_size:
-                raise ValueError(f"token {token} is not in {self.checkpoint.path}'s vocabulary of {self.config.vocab_size}")
         A, c, observed = self.arithmetic, self.config, bool(observers)
+        if pos not in (0, self.length) or pos + len(tokens) > c.seq_len:
+            raise ValueError(f"position {pos} is not next after {self.length}, or exceeds the context of {c.seq_len}")
+        for token in tokens:
+            if not 0 <= token < c.vocab_size:
+                raise ValueError(f"token {token} is not in {self.checkpoint.path}'s vocabulary of {c.vocab_size}")
 
         def see(l, op, vectors):
             for observe, vector in zip(observers, vectors):
@@ -711,7 +711,8 @@ class Transformer:
                 vectors = see(l, op, [tuple(chain(*vector)) for vector in zip(*parts)])
             return vectors
 
-        xs = see(None, "embedding", [self.checkpoint.row("embedding", 0, token) for token in tokens])  # (positions, dim)
+        xs = [self.checkpoint.row("embedding", 0, token) for token in tokens]  # (positions, dim)
+        see(None, "embedding", xs)
         for l in range(c.n_layers):
             # attention, and the residual connection around it
             normed = see(l, "attention_norm", [rmsnorm(A, x, self.rms_att[l]) for x in xs])
@@ -720,7 +721,7 @@ class Transformer:
             xs = see(l, "attention_residual", [R(list(map(add, x, y))) for x, y in zip(xs, out)])
             # the feed-forward network, and the residual connection around it
             normed = see(l, "ffn_norm", [rmsnorm(A, x, self.rms_ffn[l]) for x in xs])
-            hidden = join(l, ["gate", "up", "swiglu"], self._all("swiglu", l, normed, observed))  # (positions, hidden_dim)
+            hidden = join(l, ["gate", "up", "swiglu"], self._all("swiglu", l, normed, observed))
             out = see(l, "ffn_out", self._rows("w2", l, hidden))
             xs = see(l, "ffn_residual", [R(list(map(add, x, y))) for x, y in zip(xs, out)])
         xs = see(None, "final_norm", [rmsnorm(A, x, self.rms_final) for x in xs])
@@ -924,9 +925,9 @@ class Step:
 def generate(transformer, tokenizer, sampler, tokens, steps, observe=None, logits=False, foreseen=()):
     """Yield a Step for each position until there are `steps` or BOS is sampled, as run.c's generate.
 
-    tokens is the encoded prompt. observe sees every operation, before its step is yielded; logits=True asks for the logits
-    of the prompt's positions too. foreseen are input tokens that follow the prompt according to a log: like the prompt's,
-    their positions are computed together; the first that is not what the sampler says ends it all.
+    tokens is the encoded prompt. observe sees every operation, before its step is yielded; logits=True asks for those
+    of the prompt's positions too. foreseen are input tokens that follow the prompt according to a log: like the
+    prompt's, their positions are computed together; the first that is not what the sampler says ends it all.
     """
     check_length(tokens, transformer)
     inputs = [*tokens, *foreseen]
@@ -975,8 +976,9 @@ def chat(transformer, tokenizer, sampler, steps, read, write, user=None, system=
                 user = read("User: ")
             prompt = f"<<SYS>>\n{system}\n<</SYS>>\n\n{user}" if pos == 0 and system else user
             tokens, index = tokenizer.encode(f"[INST] {prompt} [/INST]"), 0
-            if pos + len(tokens) > transformer.config.seq_len:
-                raise ValueError(f"the turn has {len(tokens)} tokens, but {transformer.config.seq_len - pos} positions are left")
+            left = transformer.config.seq_len - pos
+            if len(tokens) > left:
+                raise ValueError(f"the turn has {len(tokens)} tokens, but {left} positions are left")
             write(b"Assistant: ")
         token, index = (tokens[index], index + 1) if index < len(tokens) else (following, index)
         users_turn = token == EOS  # the model ends its turn with it
@@ -995,7 +997,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def printer(out, like):
-    """A function that writes pieces of text as their UTF-8 completes, without control characters other than white space."""
+    """A function that writes pieces as their UTF-8 completes, without control characters other than white space."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def write(piece):
@@ -1038,7 +1040,8 @@ def parse(argv):
     add("--compare", metavar="FILE", help="compare such an array with this run's logits")
     add("--tolerance", type=float, metavar="X", help="the largest difference to allow (default: 0)")
     args = parser.parse_args(argv)
-    for option, needs in {"trace_level": "trace", "verify_iteration": "verify", "root": "verify", "tolerance": "compare"}.items():
+    for option, needs in [("trace_level", "trace"), ("verify_iteration", "verify"), ("root", "verify"),
+                          ("tolerance", "compare")]:
         if getattr(args, option) is not None and getattr(args, needs) is None:
             parser.error(f"--{option.replace('_', '-')} needs --{needs}")
     for option in "trace", "logits", "compare":
@@ -1061,8 +1064,8 @@ def given(value, default):
 
 
 def adopt(args, log):
-    """Take the options that are not given from a trace. Those that are given are claims: the run is made with them, and will
-    differ from the trace where they are wrong. A trace of llama2-rs is not relied on, as it does not commit to options."""
+    """Take options that are not given from a trace. Those that are given are claims: the run is made with them, and
+    differs from the trace where they are wrong. A trace of llama2-rs does not commit to options and is not relied on."""
     if log.rust:
         args.like = given(args.like, "llama2-rs")
         return
@@ -1128,7 +1131,9 @@ def tell(run, args, out):
                 raise ValueError(f"{path}: is read, and would be overwritten")
     vocab_size = run.transformer.config.vocab_size
     with contextlib.ExitStack() as files:
-        reference = args.compare and files.enter_context(contextlib.closing(Reference(args.compare, run.steps, vocab_size)))
+        reference = args.compare and Reference(args.compare, run.steps, vocab_size)
+        if reference:
+            files.enter_context(contextlib.closing(reference))
         Writer = trace.RustWriter if run.like == "llama2-rs" else trace.Writer
         if not args.seed and run.sampler.temperature > 0:
             print(f"seed: {run.sampler.seed}", file=sys.stderr)
@@ -1167,7 +1172,8 @@ def verify(run, log, args, out):
             now = time.perf_counter()
             if sys.stderr.isatty() and now - shown > 0.2:
                 rate, shown = (step.pos + 1) / (now - begin), now
-                print(f"\r{step.pos + 1} of {goal} steps, {rate:.1f} steps/s, {(goal - step.pos - 1) / rate:.0f} s left  ",
+                left = (goal - step.pos - 1) / rate
+                print(f"\r{step.pos + 1} of {goal} steps, {rate:.1f} steps/s, {left:.0f} s left  ",
                       end="", file=sys.stderr, flush=True)
             if step.pos == last:
                 break
@@ -1177,7 +1183,8 @@ def verify(run, log, args, out):
         pass
     except trace.VerificationError as error:
         if log.rust:
-            error.args = f"{error} (this format does not commit to seed, temperature, p and prompt: are -s -t -p -i those of the run?)",
+            error.args = (f"{error} (this format does not commit to seed, temperature, p and prompt: are -s -t -p -i "
+                          "those of the run?)"),
         elif run.sampler.arithmetic is C:
             error.args = f"{error} (in the arithmetic `c` this may only be another C library)",
         raise
@@ -1189,7 +1196,8 @@ def verify(run, log, args, out):
         out.write(f"step {last} is leaf {log.included(last)} of {len(log.tree)} under the root\n".encode())
     if not log.root:
         out.write(b"the trace is incomplete: its run was cut short, and it is verified as far as it goes\n")
-    basis = "as published" if args.root else "only recomputed from the file itself; compare it with the one that was published"
+    basis = "as published" if args.root else (
+        "only recomputed from the file itself; compare it with the one that was published")
     out.write(f"root: {log.tree.root().hex()}, {basis}\n".encode())
     return 0
 
@@ -1232,8 +1240,9 @@ class Reference:
         if not (isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int for n in shape)
                 and 0 < shape[0] <= steps and shape[1] == vocab_size):
             raise ValueError(f"{path}: shape is {shape!r}, {wanted}")
-        if size != 10 + length + 4 * shape[0] * shape[1]:
-            raise ValueError(f"{path}: size is {size} bytes, must be {10 + length + 4 * shape[0] * shape[1]} for shape {shape}")
+        whole = 10 + length + 4 * shape[0] * shape[1]
+        if size != whole:
+            raise ValueError(f"{path}: size is {size} bytes, must be {whole} for shape {shape}")
         self.shape, self.count = shape, 0
         self.largest, self.ulps, self.agree = (0.0, None), 0, 0
         self.started = self.parted = None  # the first step that differs at all, and beyond the tolerance
@@ -1256,7 +1265,8 @@ class Reference:
             self.parted = step
         title = "" if step else f"{'step':>5}  {'largest difference':>18}  {'in ulps':>10}  arg max\n"
         agreement = f"{mine}" if mine == others else f"{mine} here, {others} there"
-        return f"{title}{step:5}  {difference:18.3g}  {ulps:10}  {agreement}{' beyond the tolerance' * (difference > tolerance)}\n"
+        beyond = " beyond the tolerance" if difference > tolerance else ""
+        return f"{title}{step:5}  {difference:18.3g}  {ulps:10}  {agreement}{beyond}\n"
 
     def finish(self):
         """The end of the report."""

@@ -155,7 +155,7 @@ def verify_inclusion(leaf_hash, index, size, proof, root):
 
 
 def verify_consistency(size1, size2, proof, root1, root2):
-    """Check that a tree of size1 leaves with root1 is the beginning of that of size2 leaves with root2 (RFC 9162, 2.1.4.2).
+    """Check that a tree of size1 leaves with root1 begins that of size2 leaves with root2 (RFC 9162, 2.1.4.2).
 
     Returns None, or raises ProofError, whatever it is given; also for an empty first tree, since every tree begins with
     it and RFC 9162 defines proofs for 0 < size1 only.

@@ -13,8 +13,8 @@ A whole trace, its hashes shortened here (see below for the second step, which i
     {"size":3,"root":"77c1.."}           MTH of RFC 6962 over the leaves: a leaf is its line's bytes without "\\n"
 
 model and tokenizer are the files' SHA-256, logits that of the step's logits as little-endian float32. At the levels
-`layer` and `op` lines like {"pos":0,"layer":0,"op":"q","sha256":".."} stand before each step's. A line is one JSON object
-in ASCII without spaces, its keys in this order; a trace without the last line is of a run that was cut short.
+`layer` and `op` lines like {"pos":0,"layer":0,"op":"q","sha256":".."} stand before each step's. A line is one JSON
+object in ASCII without spaces, its keys in this order; a trace without the last line is of a run that was cut short.
 
 This module knows nothing of the model. It also reads and writes the traces of llama2-rs, at the end.
 """
@@ -48,7 +48,9 @@ class VerificationError(Exception):
 
 def printable(value):
     """A value from a file as one line of ASCII that is safe to print on a terminal."""
-    return value if isinstance(value, str) and value and value.isascii() and value.isprintable() else json.dumps(value, default=repr)
+    if isinstance(value, str) and value and value.isascii() and value.isprintable():
+        return value
+    return json.dumps(value, default=repr)
 
 
 def encode(event):
@@ -92,7 +94,8 @@ class Log:
 
     def step(self, token, next, piece, logits):
         """The end of the current step."""
-        self.put(encode({"pos": self.pos, "token": token, "next": next, "text": text_of(piece), "logits": hash_values(logits)}))
+        self.put(encode({"pos": self.pos, "token": token, "next": next, "text": text_of(piece),
+                         "logits": hash_values(logits)}))
         self.pos += 1
 
 
@@ -136,7 +139,7 @@ class EndOfTrace(Exception):
 
 
 class Checker(Log):
-    """Compares a run that is made again with a trace, line by line, and raises VerificationError at the first difference.
+    """Compares a run that is made again with a trace, line by line; raises VerificationError at the first difference.
 
     If that is the model's hash, the run goes on to the first result that differs, so that both can be told.
     """
@@ -160,7 +163,8 @@ class Checker(Log):
                 if error.field == "model":
                     self.other_model = error
                 elif self.other_model:
-                    raise VerificationError(f"{self.other_model}; then {error.where}", error.field, error.expected, error.got) from None
+                    where = f"{self.other_model}; then {error.where}"
+                    raise VerificationError(where, error.field, error.expected, error.got) from None
                 else:
                     raise
 
@@ -177,8 +181,8 @@ def place(event):
     """Where in a run an event is."""
     if "format" in event:
         return "header"
-    return ", ".join(f"{name} {event[key]}" for key, name in {"pos": "position", "layer": "layer", "op": "operation"}.items()
-                     if key in event)
+    names = {"pos": "position", "layer": "layer", "op": "operation"}
+    return ", ".join(f"{name} {event[key]}" for key, name in names.items() if key in event)
 
 
 def difference(where, expected, got):
@@ -194,8 +198,8 @@ def difference(where, expected, got):
 
 
 class Trace:
-    """A trace as read: header, steps, and all events with their lines, the leaves of the tree. root is what the file says,
-    None if it lacks a last line; it has been compared with the tree's."""
+    """A trace as read: header, steps, and all events with their lines, the leaves of the tree. root is what the file
+    says, None if it lacks a last line; it has been compared with the tree's."""
 
     def __init__(self, path, lines, events, root):
         self.path, self.lines, self.events, self.root = path, lines, events, root
@@ -226,8 +230,9 @@ class Trace:
 
 HEX = object()  # 64 hexadecimal digits
 SCHEMAS = [  # the fields of every kind of event: the type, or the values to choose from
-    {"format": (FORMAT,), "model": HEX, "tokenizer": HEX, "arithmetic": ("exact", "c"), "rng": ("xorshift64*", "llama2-rs"),
-     "temperature": float, "p_value": float, "seed": int, "steps": int, "level": LEVELS, "prompt": str, "tokens": list},
+    {"format": (FORMAT,), "model": HEX, "tokenizer": HEX, "arithmetic": ("exact", "c"),
+     "rng": ("xorshift64*", "llama2-rs"), "temperature": float, "p_value": float, "seed": int, "steps": int,
+     "level": LEVELS, "prompt": str, "tokens": list},
     {"pos": int, "op": ("embedding", "final_norm"), "sha256": HEX},
     {"pos": int, "layer": int, "op": (
         "attention_norm", "q", "k", "v", "weights", "attention", "attention_out", "attention_residual",
@@ -269,15 +274,16 @@ def read_line(where, line):
 
 
 def read(path):
-    """A file -> a Trace (or a RustTrace). Raises ValueError where it is not a trace, and names the line; VerificationError
-    where its root is not that of its lines."""
+    """A file -> a Trace (or a RustTrace). Raises ValueError, naming the line, if it is not a trace; VerificationError if
+    its root is not that of its lines."""
     with open(path, "rb") as file:
         data = file.read()
     if data and data[4:8] == bytes(4):  # a length of less than 2**32
         return RustTrace(path, data)
     *lines, rest = data.split(b"\n")
     if not lines or rest:
-        raise ValueError(f"{path}, line {len(lines) + 1}: " + ("does not end in a newline" if data else "the file is empty"))
+        what = "does not end in a newline" if data else "the file is empty"
+        raise ValueError(f"{path}, line {len(lines) + 1}: {what}")
     events, root = [], None
     pos, token, order = 0, None, None
     for number, line in enumerate(lines, 1):
@@ -311,7 +317,7 @@ def read(path):
 
 
 def show(trace, out):
-    """Print a trace as a table, its text escaped. Nothing is ticked off, since nothing is computed again but the root."""
+    """Print a trace as a table, its text escaped. Nothing is ticked off: nothing is computed again but the root."""
     for field, value in trace.header.items():
         out.write(f"{field}: {printable(value)}\n")
     out.write(f"iteration   token  {'SHA-256 of the logits':64}  text\n")
@@ -326,7 +332,8 @@ def show_step(trace, pos, out):
     """Draw the path of one step from its line to the root, every hash as what it is the SHA-256 of."""
     index, size = trace.step(pos), len(trace.tree)
     hashes = [merkle.leaf_hash(trace.lines[index])]
-    out.write(f"{trace.lines[index].decode()}\n\nleaf {index} of {size}\n{hashes[0].hex()} = SHA256(00, the line above)\n")
+    out.write(f"{trace.lines[index].decode()}\n\nleaf {index} of {size}\n")
+    out.write(f"{hashes[0].hex()} = SHA256(00, the line above)\n")
     last = size - 1
     for sibling in trace.tree.inclusion_proof(index):
         while not index & 1 and index == last:  # no sibling on this level
@@ -350,14 +357,16 @@ def prove(trace, pos):
 def check(path, root):
     """Check a proof file against the root that was published; returns the header and the step that are thereby proved.
 
-    Raises ValueError for what is not a proof, VerificationError for one that does not prove its lines to be under the root.
+    Raises ValueError for what is not a proof, VerificationError for one that does not lead from its lines to the root.
     """
     with open(path, "rb") as file:
         line = file.read(2**24).removesuffix(b"\n")
     try:
         proof = json.loads(line)
-        if encode(proof) != line or list(proof) != ["format", "size", "root", "events"] or proof["format"] != PROOF_FORMAT:
+        if list(proof) != ["format", "size", "root", "events"] or encode(proof) != line:
             raise ValueError("not written as a proof is")
+        if proof["format"] != PROOF_FORMAT:
+            raise ValueError(f"format is not {PROOF_FORMAT}")
         events, indices = [], []
         for event in proof["events"]:
             if list(event) != ["index", "line", "path"]:
@@ -383,8 +392,8 @@ def check(path, root):
 
 
 def differences(a, b):
-    """The first event in which trace b differs from trace a, as a list of VerificationErrors. If that is the header, which
-    does not say what came of it, the first that differs behind it as well."""
+    """The first event in which trace b differs from trace a, as a list of VerificationErrors. If that is the header,
+    which does not say what came of it, the first that differs behind it as well."""
     found = []
     for number, (one, other) in enumerate(zip(a.events, b.events), 1):
         if one != other:
@@ -403,8 +412,8 @@ def differences(a, b):
 
 
 # ----------------------------------------------------------------------------
-# The format of llama2-rs, in bincode 1.3: metadata {model_path, prompt, steps}, entries [{pos, token, text, logits_hash}],
-# merkle_tree {leaves [hash], root or none}. It commits to pos, token and logits of each step, and to nothing else.
+# The format of llama2-rs, in bincode 1.3: metadata {model_path, prompt, steps}, entries [{pos, token, text,
+# logits_hash}], merkle_tree {leaves [hash], root or none}. It commits to pos, token and logits of each step only.
 
 
 def rust_node(left, right):
@@ -439,7 +448,8 @@ class RustWriter:
         parts = [string(self.header["model_path"]), string(self.header["prompt"]),
                  struct.pack("<QQ", self.header["steps"], len(self.entries))]
         for event in self.entries:
-            parts += struct.pack("<ii", event["pos"], event["token"]), string(event["text"]), bytes.fromhex(event["logits"])
+            parts += [struct.pack("<ii", event["pos"], event["token"]), string(event["text"]),
+                      bytes.fromhex(event["logits"])]
         parts += struct.pack("<Q", len(self.tree)), *self.tree.levels[:1], b"\x01", self.tree.root()
         write_whole(self.path, b"".join(parts))
         return self.tree.root().hex()
@@ -604,7 +614,7 @@ def run(argv, out):
         trace = read(args.file)
         step = getattr(args, "step", None)
         if trace.rust and step is not None:
-            parser.error(f"{args.file}: the paths of a trace of llama2-rs are not of RFC 6962 and are not drawn or proved")
+            parser.error(f"{args.file}: a trace of llama2-rs has no paths as in RFC 6962 that could be drawn or proved")
     if args.command == "show":
         show(trace, out) if step is None else show_step(trace, step, out)
     elif args.command == "root":
