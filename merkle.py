@@ -18,7 +18,8 @@ so a tree that grows keeps its full subtrees, and only the nodes on its right ed
     verify_inclusion(leaf_hash(log[2]), 2, len(log), tree.inclusion_proof(2), tree.root())
 
 The prefixes 0x00 and 0x01 keep a node from passing as a leaf. A check takes the index and the sizes from its caller and
-derives from them alone which side each hash of a proof stands on; from a proof it takes nothing but hashes.
+derives from them alone which side each hash of a proof stands on; from a proof it takes nothing but hashes. Consistency
+proofs are for logs that publish a root more than once while they grow.
 """
 from hashlib import sha256
 

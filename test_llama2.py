@@ -420,6 +420,12 @@ def softmax_definition(A, x):
     return [rounded(v / A.total(e)) for v in e]
 
 
+def rmsnorm_definition(A, x, w):
+    R = rounded
+    s = R(1.0 / R(math.sqrt(R(R(A.dot(x, x) / len(x)) + R(1e-5)))))
+    return [R(a * R(s * b)) for a, b in zip(w, x)]
+
+
 def forward_definition(A, checkpoint, tokens):
     """Yield for each position the list of (layer, op, values) and the logits."""
     R, c = rounded, checkpoint.config
@@ -428,10 +434,6 @@ def forward_definition(A, checkpoint, tokens):
 
     def matrix(name, layer=0):
         return list(checkpoint.rows(name, layer))
-
-    def norm(x, w):
-        s = R(1.0 / R(math.sqrt(R(R(A.dot(x, x) / c.dim) + R(1e-5)))))
-        return [R(a * R(s * b)) for a, b in zip(w, x)]
 
     def rope(x, pos):
         out = []
@@ -451,7 +453,7 @@ def forward_definition(A, checkpoint, tokens):
 
         x = note(None, "embedding", matrix("embedding")[token])
         for l in range(c.n_layers):
-            n = note(l, "attention_norm", norm(x, matrix("rms_att", l)[0]))
+            n = note(l, "attention_norm", rmsnorm_definition(A, x, matrix("rms_att", l)[0]))
             q = note(l, "q", rope([A.dot(w, n) for w in matrix("wq", l)], pos))
             k = note(l, "k", rope([A.dot(w, n) for w in matrix("wk", l)], pos))
             v = note(l, "v", [A.dot(w, n) for w in matrix("wv", l)])
@@ -469,13 +471,13 @@ def forward_definition(A, checkpoint, tokens):
             note(l, "attention", attention)
             out = note(l, "attention_out", [A.dot(w, attention) for w in matrix("wo", l)])
             x = note(l, "attention_residual", [R(a + b) for a, b in zip(x, out)])
-            n = note(l, "ffn_norm", norm(x, matrix("rms_ffn", l)[0]))
+            n = note(l, "ffn_norm", rmsnorm_definition(A, x, matrix("rms_ffn", l)[0]))
             gate = note(l, "gate", [A.dot(w, n) for w in matrix("w1", l)])
             up = note(l, "up", [A.dot(w, n) for w in matrix("w3", l)])
             hidden = note(l, "swiglu", [R(R(a * R(1.0 / R(1.0 + A.exp(-a)))) * b) for a, b in zip(gate, up)])
             out = note(l, "ffn_out", [A.dot(w, hidden) for w in matrix("w2", l)])
             x = note(l, "ffn_residual", [R(a + b) for a, b in zip(x, out)])
-        x = note(None, "final_norm", norm(x, matrix("rms_final")[0]))
+        x = note(None, "final_norm", rmsnorm_definition(A, x, matrix("rms_final")[0]))
         yield ops, bits([A.dot(w, x) for w in matrix("classifier")])
 
 
@@ -588,6 +590,15 @@ def test_a_number_beside_the_middle_of_two_floats_is_certified_to_its_own_side(v
         number = Decimal(middle) + side * Decimal(abs(middle)) * Decimal(10) ** -40
     expected = max(value, other) if side > 0 else min(value, other)
     assert llama2.certified(guess, lambda decimal: number) == expected
+
+
+@given(st.integers(0, 2**32), st.floats(-8, 8), st.sampled_from([1, 2, 3, 48, 64]))
+@settings(max_examples=300)
+def test_rmsnorm_is_the_definition(seed, scale, d):
+    rng = random.Random(seed)
+    x, w = (llama2.R([rng.gauss(0, s) for _ in range(d)]) for s in (10**scale, 1.0))
+    for A, definition in (llama2.Exact, ExactDefinition), (llama2.C, CDefinition):
+        assert bits(llama2.rmsnorm(A, x, w)) == bits(rmsnorm_definition(definition, x, w))
 
 
 def test_rounding_is_that_of_binary32():
@@ -1073,7 +1084,9 @@ def test_chat_without_a_system_prompt_has_no_system_block(tokenizer):
     (["--trace-level", "op"], "--trace-level needs --trace"), (["--verify-iteration", "3"], "--verify-iteration needs --verify"),
     (["--root", "00" * 32], "--root needs --verify"), (["--tolerance", "1"], "--tolerance needs --compare"),
     (["--verify", "x", "--root", "00"], "argument --root: not a root of 64 hexadecimal digits: 00"),
-    (["--verify", "x", "--trace", "y"], "--trace and --verify: one at a time"),
+    *[([f"--{option}", "x", "--verify", "y"], f"--{option} and --verify: one at a time") for option in ("trace", "logits", "compare")],
+    *[([f"--{option}", "x", "--explain-text", "y"], f"--{option} and --explain-text: one at a time")
+      for option in ("verify", "trace", "logits", "compare")],
     (["--compare", "x", "--tolerance", "nan"], "argument --tolerance: nan"),
     *[(["-m", "chat", option, "x"], f"{option} belongs to mode generate, not to chat")
       for option in ("--trace", "--verify", "--logits", "--compare")]])
@@ -1081,13 +1094,14 @@ def test_bad_options_get_one_line(files, capfdbinary, args, message):
     assert failure(capfdbinary, files["grouped"], "-z", files["tokenizer"], *args).startswith(message)
 
 
-def test_the_clock_gives_the_seed_and_standard_error_says_which(files, capfdbinary):
+def test_the_clock_gives_the_seed_and_standard_error_says_which(files, tmp_path, capfdbinary):
     args = files["grouped"], "-z", files["tokenizer"], "-n", 12
     code, out, err = command(capfdbinary, *args)
     seed = re.match(r"seed: (\d+)\n", err)[1]
     assert code == 0 and command(capfdbinary, *args, "-s", seed)[1] == out
     assert command(capfdbinary, *args, "-s", 0)[2].startswith("seed: ")
-    assert "seed" not in command(capfdbinary, *args, "-t", 0)[2]
+    assert "seed" not in command(capfdbinary, *args, "-t", 0)[2]  # unused, but a trace would have it
+    assert command(capfdbinary, *args, "-t", 0, "--trace", tmp_path / "t")[2].startswith("seed: ")
 
 
 def test_steps_0_and_too_many_are_the_context(files, capfdbinary):
@@ -1453,11 +1467,17 @@ def test_any_other_file_is_noticed(traces, files, data):
 # Runs that do not end well
 
 
+def interruptible():
+    """For a new process, since a shell has its background jobs ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupted_run_leaves_a_trace_that_verifies_as_far_as_it_goes(tmp_path, capfdbinary):
     for kill, code in (signal.SIGINT, 130), (signal.SIGKILL, -9):
         path = tmp_path / "t"
         run = subprocess.Popen([sys.executable, os.path.join(HERE, "llama2.py"), "-s", "1", "-n", "0", "--trace", str(path),
-                                "--trace-level", "op"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                                "--trace-level", "op"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=interruptible)
         run.stdout.read(3)
         run.send_signal(kill)
         _, err = run.communicate()
@@ -1489,7 +1509,8 @@ def gone(pid, seconds=10):
 
 def start_with_workers(path, *more):
     run = subprocess.Popen([sys.executable, os.path.join(HERE, "llama2.py"), "-s", "1", "-n", "0", "--trace", str(path),
-                            "--workers", "3", *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                            "--workers", "3", *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           preexec_fn=interruptible)
     assert run.stdout.read(3)
     return run, children(run.pid)
 
@@ -1559,6 +1580,7 @@ def test_a_run_that_fails_its_checks_overwrites_nothing(files, traces, model, tm
             path.write_bytes(b"precious")
             failure(capfdbinary, *model, "-s", 1, option, path, *args)
             assert path.read_bytes() == b"precious"
+    assert failure(capfdbinary, *model, "--trace", path, "--logits", f"{tmp_path}/./t") == f"{path}: is to be both --trace and --logits"
     for option in "--trace", "--logits":
         for source in model[0], model[2]:
             assert failure(capfdbinary, *model, "-s", 1, option, source) == f"{source}: is read, and would be overwritten"
@@ -1768,7 +1790,7 @@ def test_what_llama2_rs_overlooks_is_noticed(traces, model, tmp_path, capfdbinar
 def test_wrong_options_beside_a_trace_of_llama2_rs_are_noticed_and_explained(traces, model, capfdbinary, option, value):
     err = noticed(capfdbinary, model, traces["rust"], *RUST, option, value)
     if option in ("-s", "-t", "-p"):
-        assert "entry" in err and "does not commit to" in err
+        assert "entry" in err and "does not commit to the run's options" in err
 
 
 def test_a_trace_of_llama2_rs_needs_the_options_and_no_like(traces, model, capfdbinary):
@@ -1926,6 +1948,13 @@ def test_the_golden_story(tmp_path, capfdbinary):
     assert out.decode() == STORY
     assert json.loads(read_lines(tmp_path / "t")[-1])["root"] == STORY_ROOT
     assert trace.read(tmp_path / "t").header["model"] in open(os.path.join(HERE, "README.md")).read()
+
+
+def test_the_trace_in_the_docstring_is_that_of_its_command(tmp_path, capfdbinary):
+    command(capfdbinary, "-s", 1, "-n", 2, "--trace", tmp_path / "t")
+    shown = re.sub(r",\n +", ",", trace.__doc__)
+    for line in read_lines(tmp_path / "t"):
+        assert re.sub(r"([0-9a-f]{4})[0-9a-f]{60}", r"\1..", line.decode()) in shown
 
 
 @pytest.fixture

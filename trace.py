@@ -4,13 +4,13 @@
     python3 llama2.py -s 1 -n 2 --trace tale.trace     # write one
     python3 trace.py show tale.trace                   # read it: also root, prove, check, diff
 
-A whole trace, its hashes shortened here (see below for the second step, which is written the same way):
+That trace, its hashes and the first line shortened here:
 
-    {"format":"llama2.py trace 1","model":"1c55..","tokenizer":"1b42..","arithmetic":"exact","rng":"xorshift64*",
+    {"format":"llama2.py trace 1","model":"bae5..","tokenizer":"bbb2..","arithmetic":"exact","rng":"xorshift64*",
      "temperature":1.0,"p_value":0.9,"seed":1,"steps":2,"level":"step","prompt":"","tokens":[1]}     leaf 0, one line
-    {"pos":0,"token":1,"next":363,"text":"Once","logits":"4d0e.."}                                   leaf 1
-    {"pos":1,"token":363,"next":364,"text":" upon","logits":"03a3.."}                                leaf 2
-    {"size":3,"root":"77c1.."}           MTH of RFC 6962 over the leaves: a leaf is its line's bytes without "\\n"
+    {"pos":0,"token":1,"next":406,"text":"Once","logits":"bce6.."}                                   leaf 1
+    {"pos":1,"token":406,"next":407,"text":" upon","logits":"c0ee.."}                                leaf 2
+    {"size":3,"root":"68d5.."}           MTH of RFC 6962 over the leaves: a leaf is its line's bytes without "\n"
 
 model and tokenizer are the files' SHA-256, logits that of the step's logits as little-endian float32. At the levels
 `layer` and `op` lines like {"pos":0,"layer":0,"op":"q","sha256":".."} stand before each step's. A line is one JSON
@@ -274,7 +274,7 @@ def read_line(where, line):
 
 
 def read(path):
-    """A file -> a Trace (or a RustTrace). Raises ValueError, naming the line, if it is not a trace; VerificationError if
+    """A file -> a Trace or a RustTrace. Raises ValueError, naming the line, if it is neither, and VerificationError if
     its root is not that of its lines."""
     with open(path, "rb") as file:
         data = file.read()
@@ -358,6 +358,7 @@ def check(path, root):
     """Check a proof file against the root that was published; returns the header and the step that are thereby proved.
 
     Raises ValueError for what is not a proof, VerificationError for one that does not lead from its lines to the root.
+    The size is not proved: trees of other sizes can have the same way from a leaf to the root.
     """
     with open(path, "rb") as file:
         line = file.read(2**24).removesuffix(b"\n")
@@ -652,7 +653,7 @@ def main(argv=None):
     except (ValueError, OSError, MemoryError) as error:
         if isinstance(error, OSError) and error.filename is not None:
             error = f"{error.filename}: {error.strerror}"
-        print(f"trace.py: error: {error}", file=sys.stderr)
+        print(f"trace.py: error: {str(error) or 'out of memory'}", file=sys.stderr)
         return 2
 
 
