@@ -1421,6 +1421,8 @@ def test_the_same_event_in_other_bytes_is_noticed(traces, model, tmp_path, capfd
     changed = change(lines[4])
     assert changed != lines[4]
     lines[4] = changed
+    with pytest.raises(ValueError, match="line 5: "):
+        trace.read(forge(tmp_path / "bad", lines))
     assert "line 5" in noticed(capfdbinary, model, forge(tmp_path / "bad", lines))
 
 
