@@ -373,10 +373,12 @@ class Rows:
         return rows
 
     def _release(self):
-        """Let go of the pages: the system keeps them in its cache if it has room, and reads them again if not."""
+        """Let go of the pages: the system keeps them in its cache if it has room, and reads them again if not. It maps more
+        pages than are touched, so a megabyte around these goes as well."""
         if hasattr(mmap, "MADV_DONTNEED"):
-            start = self.start - self.start % mmap.PAGESIZE
-            self.checkpoint.data.madvise(mmap.MADV_DONTNEED, start, self.stop - start)
+            start = max(0, self.start - 2**20)
+            start -= start % mmap.PAGESIZE
+            self.checkpoint.data.madvise(mmap.MADV_DONTNEED, start, min(self.stop + 2**20, self.checkpoint.size) - start)
 
 
 class Checkpoint:
@@ -638,7 +640,7 @@ class Transformer:
 
     workers is the number of processes, this one included; any number gives the same bits. The weights are unpacked into
     Python floats, 40 bytes each (4 in the dialect `c`), if that fits three quarters of the memory that is free; else
-    they are read from the mapped file at every step, in some 40 MB and two to three times as slowly, to the same bits.
+    they are read from the mapped file at every step, in some 30 MB and two to three times as slowly, to the same bits.
     Raises ValueError or OSError for a file that is not a checkpoint, and ChildProcessError if a worker dies.
     """
 
