@@ -1351,27 +1351,7 @@ def dispatch(args, out):
 
 def main(argv=None):
     """The command line; returns the exit code: 0, 1 if a verification or comparison failed, 2 for bad input, 130."""
-    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # None if closed
-    out = sys.stdout.buffer
-    try:
-        code = dispatch(parse(argv), out)
-        out.flush()
-        return code
-    except BrokenPipeError:  # whoever read the text has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        if out.isatty():
-            out.write(b"\n")
-        return 130
-    except trace.VerificationError as error:
-        print(f"llama2.py: error: verification failed: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, MemoryError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            error = f"{error.filename}: {error.strerror}"
-        print(f"llama2.py: error: {str(error) or 'out of memory'}", file=sys.stderr)
-        return 2
+    return trace.exit_code("llama2.py", lambda: dispatch(parse(argv), sys.stdout.buffer))
 
 
 if __name__ == "__main__":

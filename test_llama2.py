@@ -1782,8 +1782,8 @@ def test_what_llama2_rs_overlooks_is_noticed(traces, model, tmp_path, capfdbinar
     else:
         entries[value][what] = {"pos": 7, "token": 3, "text": "?", "logits": "00" * 32}[what]
     err = noticed(capfdbinary, model, rust_file(tmp_path / "bad", header, entries, leaves, **more), *RUST)
-    if what == "token":
-        assert f"entry {value}: token: expected" in err
+    if what in ("token", "pos", "text", "logits"):
+        assert re.search(rf"entry {value}(| \(position {value}\)): {what}: expected", err)
     if what == "counts" and abs(value[0] + value[1]) > 2**60:
         assert "bytes are left" in err
 

@@ -635,26 +635,34 @@ def run(argv, out):
     return 0
 
 
-def main(argv=None):
-    """The command line; returns the exit code: 0, 1 if a verification failed or traces differ, 2 for bad input."""
+def exit_code(program, command):
+    """Run a command -> its exit code, or that of the error that ends it, with one line on standard error: 1 where a
+    verification failed, 2 for bad input, 130 for Ctrl-C. A reader who closed the pipe has had enough: 0."""
     sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # None if closed
     try:
-        code = run(argv, sys.stdout)
+        code = command()
         sys.stdout.flush()
         return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
+        if sys.stdout.isatty():
+            print()
         return 130
     except VerificationError as error:
-        print(f"trace.py: error: verification failed: {error}", file=sys.stderr)
+        print(f"{program}: error: verification failed: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError, MemoryError) as error:
         if isinstance(error, OSError) and error.filename is not None:
             error = f"{error.filename}: {error.strerror}"
-        print(f"trace.py: error: {str(error) or 'out of memory'}", file=sys.stderr)
+        print(f"{program}: error: {str(error) or 'out of memory'}", file=sys.stderr)
         return 2
+
+
+def main(argv=None):
+    """The command line; returns the exit code."""
+    return exit_code("trace.py", lambda: run(argv, sys.stdout))
 
 
 if __name__ == "__main__":
