@@ -33,6 +33,7 @@ import signal
 import struct
 import sys
 import time
+import warnings
 from array import array
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
@@ -88,8 +89,11 @@ class Exact:
 
     @staticmethod
     def dot(a, b):
-        """The definition of a dot product."""
-        return r(fsum(map(mul, a, b)))
+        """The definition of a dot product; nan where infinities cancel."""
+        try:
+            return r(fsum(map(mul, a, b)))
+        except ValueError:
+            return nan
 
     @staticmethod
     def total(values):
@@ -134,6 +138,8 @@ class Exact:
         """
         x, y, square = operand
         margin = (matrix.largest + square) * 2.0**-47
+        if not isfinite(margin):  # an activation overflowed
+            return tuple([Exact.dot(row, x) for row in matrix.rows])
         if sumprod and LITTLE and isinstance(matrix.rows, Rows):
             # rows in the map: sumprod makes and drops their floats one by one, a third faster than making tuples first
             lowest = [guess - margin for guess in map(sumprod, matrix.rows.views(), repeat(x))]
@@ -144,8 +150,6 @@ class Exact:
         low, high = pack(form, *lowest), pack(form, *[value + width for value in lowest])
         if low == high:  # compared as bytes, since -0.0 == 0.0
             return unpack(form, low)
-        if not isfinite(square):
-            return (nan,) * len(lowest)  # which will be seen in the logits
         result = list(unpack(form, low))
         for i, (a, b) in enumerate(zip(memoryview(low).cast("I"), memoryview(high).cast("I"))):
             if a != b:
@@ -197,7 +201,7 @@ def certified(guess, exactly):
     it out in decimal. The guess leaves one candidate, or two neighbours: on which side of their middle is the number?
     """
     low, high = sorted(R((guess * LESS, guess * MORE)))
-    if low == high:
+    if low == high or guess != guess:  # the second: nan
         return low
     with localcontext() as context:
         context.prec = 80
@@ -631,8 +635,19 @@ def work(connection, other_end, path, *part):
     with contextlib.suppress(EOFError, OSError):
         shard = answer(lambda: Shard(Checkpoint(path), *part))
         while True:
-            method, args = connection.recv()
-            connection.send(shard if isinstance(shard, Exception) else answer(getattr(shard, method), *args))
+            call, method, args = connection.recv()
+            connection.send((call, shard if isinstance(shard, Exception) else answer(getattr(shard, method), *args)))
+
+
+@contextlib.contextmanager
+def uninterrupted():
+    """Keep Ctrl-C back for as long, so that no process is started and lost."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class Transformer:
@@ -647,13 +662,15 @@ class Transformer:
     def __init__(self, path, arithmetic="exact", workers=1):
         self.arithmetic = ARITHMETIC[arithmetic]
         self.processes = []
-        self.length = 0  # positions computed: the length of the key and value cache
+        self.length = 0  # positions computed: the length of the key and value cache; None while it is being changed
+        self.calls = 0   # of all shards together, to tell answers from those of a call that was interrupted
         self.checkpoint = Checkpoint(path)
         self.config = self.checkpoint.config
         unpacked = self.checkpoint.weights * self.arithmetic.weight_size < free_memory() * 3 / 4
         try:
-            for index in range(1, workers):
-                self._start_worker(index, workers, unpacked)
+            with uninterrupted():
+                for index in range(1, workers):
+                    self._start_worker(index, workers, unpacked)
             self.shard = Shard(self.checkpoint, self.arithmetic, 0, workers, unpacked)
             layers = range(self.config.n_layers)
             self.rms_att = [self.checkpoint.row("rms_att", l) for l in layers]  # (n_layers, dim)
@@ -673,15 +690,19 @@ class Transformer:
 
     def _all(self, method, *args):
         """Call a method of every shard, at the same time; the answers in the shards' order."""
+        self.calls += 1
         index = 0
         try:
-            for index, (_, connection) in enumerate(self.processes, 1):
-                connection.send((method, args))
+            for index, (_, connection) in enumerate(self.processes):
+                connection.send((self.calls, method, args))
             answers = [getattr(self.shard, method)(*args)]
-            for index, (_, connection) in enumerate(self.processes, 1):
-                answers.append(connection.recv())
+            for index, (_, connection) in enumerate(self.processes):
+                call = None
+                while call != self.calls:
+                    call, answer = connection.recv()
+                answers.append(answer)
         except (EOFError, ConnectionError):
-            process, _ = self.processes[index - 1]
+            process, _ = self.processes[index]
             process.join(1)
             raise ChildProcessError(f"worker process {process.pid} died with exit code {process.exitcode}") from None
         for answer in answers:
@@ -707,13 +728,15 @@ class Transformer:
         Returns the logits of each position but the first `skip`. observers holds a function for each position, or none.
         """
         A, c, observed = self.arithmetic, self.config, bool(observers)
-        if pos not in (0, self.length):
+        if pos != 0 and pos != self.length:
             raise ValueError(f"position {pos} is neither 0 nor the next, {self.length}")
         if pos + len(tokens) > c.seq_len:
             raise ValueError(f"position {pos + len(tokens) - 1} is beyond the context of {c.seq_len}")
         for token in tokens:
             if not 0 <= token < c.vocab_size:
                 raise ValueError(f"token {token} is not in {self.checkpoint.path}'s vocabulary of {c.vocab_size}")
+
+        self.length = None
 
         def see(l, op, vectors):
             for observe, vector in zip(observers, vectors):
@@ -783,8 +806,7 @@ class Tokenizer:
     """
 
     def __init__(self, path, vocab_size):
-        with open(path, "rb") as file:
-            data = file.read(os.fstat(file.fileno()).st_size or 2**28)
+        data = trace.read_file(path)
         self.path, self.sha256 = path, hashlib.sha256(data).hexdigest()
         self.vocab, self.scores = [], []  # token -> its bytes, its score
         offset = 4                        # the longest token's length comes first, and is not needed
@@ -1084,12 +1106,13 @@ def given(value, default):
 def adopt(args, log):
     """Take options that are not given from a trace. Those that are given are claims: the run is made with them and
     differs from the trace where they are wrong. A trace of llama2-rs does not commit to options: it gives none."""
-    if log.rust:
-        args.like = given(args.like, "llama2-rs")
-        return
     if args.like is None:
-        pair = log.header["arithmetic"], log.header["rng"]
-        args.like = next((like for like, value in LIKE.items() if value == pair), None)
+        pair = log.header.get("arithmetic"), log.header.get("rng")
+        args.like = "llama2-rs" if log.rust else "llama2.c" if pair == LIKE["llama2.c"] else None
+    if log.rust != (args.like == "llama2-rs"):
+        raise trace.VerificationError(log.path, "format", f"that of --like {args.like}", "llama2-rs's" if log.rust else "ours")
+    if log.rust:
+        return
     for option, field in {"temperature": "temperature", "p_value": "p_value", "seed": "seed", "steps": "steps",
                           "input_prompt": "prompt", "trace_level": "level"}.items():
         setattr(args, option, given(getattr(args, option), log.header[field]))
@@ -1143,26 +1166,30 @@ def tell(run, args, out):
     """Generate text, and beside it what is asked for: a trace, the logits, a comparison of them."""
     write = printer(out, run.like)
     check_length(run.tokens, run.transformer)
-    for path in filter(None, (args.trace, args.logits)):
+    for path in (path for path in (args.trace, args.logits) if path is not None):
+        folder = os.path.dirname(os.path.realpath(path))
+        if os.path.isdir(path or ".") or not os.access(folder, os.W_OK):
+            raise ValueError(f"{path}: cannot be written, in {folder}")
         for source in filter(None, (run.path, run.tokenizer.path, args.compare)):
             if os.path.exists(path) and os.path.samefile(path, source):
                 raise ValueError(f"{path}: is read, and would be overwritten")
-    if args.trace and args.logits and os.path.realpath(args.trace) == os.path.realpath(args.logits):
+    if args.trace is not None and args.logits is not None and os.path.realpath(args.trace) == os.path.realpath(args.logits):
         raise ValueError(f"{args.trace}: is to be both --trace and --logits")
     vocab_size = run.transformer.config.vocab_size
     with contextlib.ExitStack() as files:
-        reference = args.compare and Reference(args.compare, run.steps, vocab_size)
-        if reference:
-            files.enter_context(contextlib.closing(reference))
+        reference = log = None
+        if args.compare is not None:
+            reference = files.enter_context(contextlib.closing(Reference(args.compare, run.steps, vocab_size)))
         Writer = trace.RustWriter if run.like == "llama2-rs" else trace.Writer
-        log = args.trace and files.enter_context(contextlib.closing(Writer(args.trace, run.header())))
+        if args.trace is not None:
+            log = files.enter_context(contextlib.closing(Writer(args.trace, run.header())))
         if not args.seed and (log or run.sampler.temperature > 0):
             print(f"seed: {run.sampler.seed}", file=sys.stderr)
         begin, logits = time.perf_counter(), array("f")
-        for step in run.generate(log, logits=bool(args.logits or args.compare)):
+        for step in run.generate(log, logits=args.logits is not None or reference is not None):
             if log:
                 log.step(step.token, step.next, step.piece, step.logits)
-            if args.logits:
+            if args.logits is not None:
                 logits += step.logits
             if reference:
                 out.write(reference.compare(step.logits, given(args.tolerance, 0.0)).encode())
@@ -1172,7 +1199,7 @@ def tell(run, args, out):
             out.write(reference.finish().encode())
         else:
             write(b"\n")
-        if args.logits:
+        if args.logits is not None:
             write_array(args.logits, logits, vocab_size)
         if log:
             print(f"root: {log.finish()}", file=sys.stderr)
@@ -1188,20 +1215,20 @@ def verify(run, log, args, out):
     begin = shown = time.perf_counter()
     try:
         checker = (trace.RustChecker if log.rust else trace.Checker)(log, run.header())
-        for step in run.generate(checker, foreseen=log.inputs()[len(run.tokens):]):
-            checker.step(step.token, step.next, step.piece, step.logits)
-            now = time.perf_counter()
-            if sys.stderr.isatty() and now - shown > 0.2:
-                rate, shown = (step.pos + 1) / (now - begin), now
-                left = (goal - step.pos - 1) / rate
-                print(f"\r{step.pos + 1} of {goal} steps, {rate:.1f} steps/s, {left:.0f} s left  ",
-                      end="", file=sys.stderr, flush=True)
-            if step.pos == last:
-                break
-        else:
-            checker.finish()
-    except trace.EndOfTrace:
-        pass
+        with contextlib.suppress(trace.EndOfTrace):
+            for step in run.generate(checker, foreseen=log.inputs()[len(run.tokens):]):
+                checker.step(step.token, step.next, step.piece, step.logits)
+                now = time.perf_counter()
+                if sys.stderr.isatty() and now - shown > 0.2:
+                    rate, shown = (step.pos + 1) / (now - begin), now
+                    left = (goal - step.pos - 1) / rate
+                    print(f"\r{step.pos + 1} of {goal} steps, {rate:.1f} steps/s, {left:.0f} s left  ",
+                          end="", file=sys.stderr, flush=True)
+                if step.pos == last:
+                    break
+            else:
+                checker.end()
+        checker.conclude()
     except trace.VerificationError as error:
         if log.rust:
             error.args = f"{error} (the format does not commit to the run's options: are -s -t -p -i -n as they were?)",
@@ -1246,7 +1273,9 @@ class Reference:
         size = os.fstat(self.file.fileno()).st_size
         try:
             magic, version, length = struct.unpack("<6sHH", self.file.read(10))
-            head = ast.literal_eval(self.file.read(length).decode("latin-1").strip())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the parser's, of a header that is odd Python
+                head = ast.literal_eval(self.file.read(length).decode("latin-1").strip())
             kind, fortran, shape = head["descr"], head["fortran_order"], head["shape"]
             if magic != b"\x93NUMPY" or version != 1 or len(head) != 3:
                 raise ValueError
@@ -1330,13 +1359,14 @@ def converse(run, args, out):
 
 
 def dispatch(args, out):
-    if args.explain_text:
+    if args.explain_text is not None:
         text = io.StringIO()
         trace.show(trace.read(args.explain_text), text)
         out.write(text.getvalue().encode())
         return 0
-    log = trace.read(args.verify) if args.verify else None
-    if log:
+    log = None
+    if args.verify is not None:
+        log = trace.read(args.verify)
         if args.root and args.root != log.root:
             raise trace.VerificationError(log.path, "root", args.root, log.root)
         if args.verify_iteration is not None:

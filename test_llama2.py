@@ -601,6 +601,16 @@ def test_rmsnorm_is_the_definition(seed, scale, d):
         assert bits(llama2.rmsnorm(A, x, w)) == bits(rmsnorm_definition(definition, x, w))
 
 
+def test_infinities_and_nan_are_those_of_the_definition():
+    inf, nan = math.inf, math.nan
+    assert llama2.Exact.dots(llama2.Exact.Matrix([(inf, inf), (1.0, 2.0)]), llama2.Exact.operand((-1.0, -1.0))) == (-inf, -3.0)
+    assert llama2.Exact.dots(llama2.Exact.Matrix([(1.0, 0.0)]), llama2.Exact.operand((inf, 1.0))) == (inf,)
+    for row, x in (((inf, -inf), (1.0, 1.0)), ((inf, 1.0), (0.0, 1.0)), ((nan, 1.0), (1.0, 1.0))):
+        assert math.isnan(llama2.Exact.dots(llama2.Exact.Matrix([row]), llama2.Exact.operand(x))[0])
+    got = llama2.Exact.exps((0.0, nan, -(2.0**-25), -inf))  # the third is a hair from a tie
+    assert (got[0], got[2], got[3]) == (1.0, 1.0, 0.0) and math.isnan(got[1])
+
+
 def test_rounding_is_that_of_binary32():
     assert llama2.R([0.1, 1e39, -1e39, 1 + 2.0**-24, 1 + 3 * 2.0**-24, 2.0**-150, -(2.0**-150), 2.0**-150 * 1.001]) == (
         0.10000000149011612, math.inf, -math.inf, 1.0, 1 + 2.0**-22, 0.0, 0.0, 2.0**-149)
@@ -710,6 +720,24 @@ def test_positions_come_in_order_or_begin_anew(files):
         for token in -1, 280:
             with pytest.raises(ValueError, match="vocabulary of 280"):
                 transformer.forward(token, 1)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("arithmetic", ["exact", "c"])
+def test_a_step_that_was_interrupted_is_not_gone_on_from(files, arithmetic, workers):
+    def interrupt(layer, op, values):
+        if (layer, op) == (1, "gate"):
+            raise KeyboardInterrupt
+
+    with llama2.Transformer(files["grouped"], arithmetic, workers) as transformer:
+        first = [transformer.forward(token, pos) for pos, token in enumerate([1, 5, 9])]
+        with pytest.raises(KeyboardInterrupt):
+            transformer.forward(7, 3, interrupt)
+        with pytest.raises(ValueError, match="position"):
+            transformer.forward(7, 3)
+        for connection in [connection for _, connection in transformer.processes]:
+            connection.send((transformer.calls, "rows", ("wo", 0, [[0.0] * 16])))  # an answer that nobody waits for any more
+        assert [transformer.forward(token, pos) for pos, token in enumerate([1, 5, 9])] == first
 
 
 def test_the_context_ends(files):
@@ -1080,7 +1108,7 @@ def test_chat_without_a_system_prompt_has_no_system_block(tokenizer):
     (["-s", "-1"], "seed is -1, must be 1 to 2**64 - 1"), (["-s", str(2**64)], f"seed is {2**64}"), (["-s", "x"], "argument -s"),
     (["-s", "1.5"], "argument -s/--seed: invalid int value: '1.5'"), (["-n", "-1"], "argument -n/--steps: -1, must be 0 or more"),
     (["-n", "x"], "argument -n/--steps"), (["-m", "sing"], "argument -m/--mode: invalid choice: 'sing'"),
-    (["--like", "gpt"], "argument --like"), (["--workers", "0"], "argument --workers: 0"), (["--nonsense"], "unrecognized"),
+    (["--like", "gpt"], "argument --like"), (["x\n\x1b[31my", "z"], "unrecognized arguments: x\\n\\x1b[31my z"), (["--workers", "0"], "argument --workers: 0"), (["--nonsense"], "unrecognized"),
     (["--trace-level", "op"], "--trace-level needs --trace"), (["--verify-iteration", "3"], "--verify-iteration needs --verify"),
     (["--root", "00" * 32], "--root needs --verify"), (["--tolerance", "1"], "--tolerance needs --compare"),
     (["--verify", "x", "--root", "00"], "argument --root: not a root of 64 hexadecimal digits: 00"),
@@ -1155,7 +1183,7 @@ def test_an_empty_prompt_is_no_prompt(files, capfdbinary):
 def test_a_closed_pipe_ends_the_run_quietly(files):
     line = f"'{sys.executable}' '{HERE}/llama2.py' -t 0 | head -c 9"
     done = subprocess.run(["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"], capture_output=True)
-    assert (done.returncode, len(done.stdout), done.stderr) == (0, 9, b"")
+    assert (done.returncode, len(done.stdout), done.stderr) == (141, 9, b"")
 
 
 def test_closed_standard_output_and_odd_encodings_do_not_matter(files):
@@ -1398,6 +1426,27 @@ def test_a_field_rewritten_under_a_recomputed_root_is_noticed(traces, model, tmp
         assert ": token: expected" in err
 
 
+@pytest.mark.parametrize("fields", [{"model": "00" * 32}, {"model": "00" * 32, "steps": 999}, {"model": "00" * 32, "tokens": [1, 2]}])
+def test_a_false_header_is_noticed_however_little_is_verified(traces, model, tmp_path, capfdbinary, fields):
+    lines = read_lines(traces["step"])[:-1]
+    lines[0] = edit(lines[0], **fields)
+    whole, part = forge(tmp_path / "whole", lines), forge(tmp_path / "part", lines[:6], False)
+    for args in ([whole], [part], [whole, "--verify-iteration", 3], [part, "--verify-iteration", 3],
+                 [whole, "--verify-iteration", 3, "--root", json.loads(root_line(lines))["root"]]):
+        assert "line 1 (header): " in noticed(capfdbinary, model, *args)
+
+
+def test_an_empty_file_name_is_no_missing_option(model, capfdbinary):
+    for option in "--verify", "--explain-text", "--trace", "--logits", "--compare":
+        code, out, err = command(capfdbinary, *model, "-s", 1, option, "")
+        assert code == 2 and out == b"" and err.count("\n") == 1
+
+
+def test_like_another_program_beside_a_trace_of_this_one_is_noticed(traces, model, capfdbinary):
+    for kind, like in ("step", "llama2-rs"), ("step", "llama2.c"), ("c", "llama2-rs"), ("rust", "llama2.c"):
+        noticed(capfdbinary, model, traces[kind], "-s", 7, "--like", like)
+
+
 @pytest.mark.parametrize("line", range(0, 434, 31))
 def test_a_rewritten_operation_is_noticed_at_its_line(traces, model, tmp_path, capfdbinary, line):
     lines = read_lines(traces["op"])[:-1]
@@ -1575,6 +1624,14 @@ def test_a_full_disk_leaves_whole_lines_and_one_line_of_error(traces, model, tmp
     assert command(capfdbinary, *model, "--verify", path)[0] == 0
 
 
+def test_a_trace_whose_reader_goes_away_is_an_error(model, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    reader = subprocess.Popen(["head", "-c", "10", tmp_path / "fifo"], stdout=subprocess.DEVNULL)
+    done = process(*model, *OPTIONS, "--trace", tmp_path / "fifo", "--trace-level", "op")
+    reader.wait()
+    assert (done.returncode, done.stderr.decode()) == (2, f"llama2.py: error: {tmp_path / 'fifo'}: Broken pipe\n")
+
+
 def test_a_run_that_fails_its_checks_overwrites_nothing(files, traces, model, tmp_path, capfdbinary):
     path = tmp_path / "t"
     for args in (["-i", "~" * 40], ["-t", "-1"], ["-z", tmp_path / "none"]):
@@ -1661,6 +1718,8 @@ def test_a_proof_of_a_long_trace_is_short(tmp_path):
     lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": ["00" * 32] * 100}]},
     lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "index": "6"}]},
     lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "line": 3}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "index": "\x1b[31m\n"}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": dict.fromkeys(p["events"][1]["path"])}]},
     lambda p, q: {**p, "format": "llama2.py proof 2"}])
 def test_a_changed_proof_is_noticed(traces, tmp_path, capfdbinary, change):
     log = trace.read(traces["step"])
@@ -1671,6 +1730,7 @@ def test_a_changed_proof_is_noticed(traces, tmp_path, capfdbinary, change):
     (tmp_path / "bad").write_bytes(trace.encode(changed))
     code, out, err = command(capfdbinary, "check", tmp_path / "bad", "--root", log.root, program=trace)
     assert code in (1, 2) and out == b"" and err.count("\n") == 1 and err.startswith("trace.py: error: ")
+    assert "\x1b" not in err
 
 
 def test_a_proof_of_another_trace_is_noticed(traces, tmp_path, capfdbinary):
@@ -1818,6 +1878,11 @@ def test_a_trace_of_llama2_rs_cut_anywhere_is_an_error(traces, tmp_path):
             trace.read(tmp_path / "cut")
 
 
+def test_a_prompt_that_a_trace_of_llama2_rs_cannot_hold_is_refused(model, tmp_path, capfdbinary):
+    message = failure(capfdbinary, *model, "--like", "llama2-rs", "-s", 1, "-i", "a\udcff", "--trace", tmp_path / "t")
+    assert message == f'{tmp_path / "t"}: prompt is "a\\udcff", must be UTF-8 in a trace of llama2-rs'
+
+
 def test_a_missing_c_library_is_told_and_exact_needs_none(files, model, monkeypatch, capfdbinary):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     monkeypatch.setattr(llama2.libm, "__defaults__", ({},))
@@ -1907,6 +1972,26 @@ def test_a_difference_is_shown_where_it_is(run, tmp_path, capfdbinary):
 def test_arrays_of_another_kind_are_refused_with_both_named(run, tmp_path, capfdbinary, change, message):
     path = npy(tmp_path / "a.npy", run[1], **change)
     assert failure(capfdbinary, *run[0], "--compare", path).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '<f4', 'fortran_order': False, 'shape': 3if 1else 2}",
+                                    b"{'descr': '\\\x1b[31m', 'fortran_order': False, 'shape': (10, 280)}"])
+def test_odd_headers_of_arrays_get_one_line(run, tmp_path, capfdbinary, header):
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header)
+    assert "\x1b" not in failure(capfdbinary, *run[0], "--compare", path)
+
+
+def test_arrays_go_through_links_and_into_devices(run, tmp_path, capfdbinary):
+    (tmp_path / "real.npy").write_bytes(b"old")
+    os.symlink(tmp_path / "real.npy", tmp_path / "link.npy")
+    os.mkfifo(tmp_path / "fifo")
+    reader = subprocess.Popen(["cat", tmp_path / "fifo"], stdout=subprocess.PIPE)
+    for name in "link.npy", "fifo":
+        assert command(capfdbinary, *run[0], "--logits", tmp_path / name)[0] == 0
+    assert os.path.islink(tmp_path / "link.npy")
+    assert reader.communicate()[0] == (tmp_path / "real.npy").read_bytes() != b"old"
+    assert failure(capfdbinary, *run[0], "--logits", tmp_path / "none" / "a.npy").startswith(f"{tmp_path / 'none' / 'a.npy'}: cannot")
 
 
 def test_an_array_of_fewer_steps_than_the_run_is_refused(run, tmp_path, capfdbinary):

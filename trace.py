@@ -66,6 +66,15 @@ def hash_values(values):
     return hashlib.sha256(values).hexdigest()
 
 
+def read_file(path, limit=2**28):
+    """A file's bytes. Raises ValueError if they are more than the limit."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ValueError(f"{path}: size is {size} bytes, must be at most {limit}")
+        return file.read(size or limit)  # a pipe has no size
+
+
 def text_of(piece):
     """The bytes of a piece as text: UTF-8, and \\xHH where they are not."""
     return piece.decode("utf-8", "backslashreplace")
@@ -116,11 +125,11 @@ class Writer(Log):
         line += b"\n"
         try:
             if self.file.write(line) != len(line):
-                raise OSError(f"{self.path}: the disk is full")
-        except OSError:
+                raise OSError
+        except OSError as error:
             if self.file.seekable():
                 self.file.truncate(self.written)  # a part of a line would not be a log
-            raise
+            raise OSError(f"{self.path}: {error.strerror or 'the disk is full'}") from None
         self.written += len(line)
 
     def finish(self):
@@ -157,22 +166,22 @@ class Checker(Log):
             raise VerificationError(where, "line", line.decode(), "the end of the trace")
         found = self.trace.lines[self.count - 1]
         if found != line:
-            try:
-                difference(where, json.loads(line), json.loads(found))
-            except VerificationError as error:
-                if error.field == "model":
-                    self.other_model = error
-                elif self.other_model:
-                    where = f"{self.other_model}; then {error.where}"
-                    raise VerificationError(where, error.field, error.expected, error.got) from None
-                else:
-                    raise
+            expected, got = json.loads(line), json.loads(found)
+            if self.other_model:
+                where = f"{self.other_model}; then {where}"
+            elif {**expected, "model": None} == {**got, "model": None}:
+                self.other_model = VerificationError(f"{where} (header)", "model", expected["model"], got["model"])
+                return
+            difference(where, expected, got)
 
-    def finish(self):
+    def end(self):
         """The run is over: is the trace?"""
         if self.count < len(self.trace.lines):
             raise VerificationError(f"{self.trace.path}, line {self.count + 1}", "line", "the end of the run",
                                     self.trace.lines[self.count].decode())
+
+    def conclude(self):
+        """What was to be compared has been."""
         if self.other_model:
             raise self.other_model
 
@@ -276,8 +285,7 @@ def read_line(where, line):
 def read(path):
     """A file -> a Trace or a RustTrace. Raises ValueError, naming the line, if it is neither, and VerificationError if
     its root is not that of its lines."""
-    with open(path, "rb") as file:
-        data = file.read()
+    data = read_file(path)
     if data and data[4:8] == bytes(4):  # a length of less than 2**32
         return RustTrace(path, data)
     *lines, rest = data.split(b"\n")
@@ -360,8 +368,7 @@ def check(path, root):
     Raises ValueError for what is not a proof, VerificationError for one that does not lead from its lines to the root.
     The size is not proved: trees of other sizes can have the same way from a leaf to the root.
     """
-    with open(path, "rb") as file:
-        line = file.read(2**24).removesuffix(b"\n")
+    line = read_file(path).removesuffix(b"\n")
     try:
         proof = json.loads(line)
         if list(proof) != ["format", "size", "root", "events"] or encode(proof) != line:
@@ -370,7 +377,7 @@ def check(path, root):
             raise ValueError(f"format is not {PROOF_FORMAT}")
         events, indices = [], []
         for event in proof["events"]:
-            if list(event) != ["index", "line", "path"]:
+            if list(event) != ["index", "line", "path"] or type(event["index"]) is not int or type(event["path"]) is not list:
                 raise ValueError("not written as a proof is")
             if not all(map(is_hash, event["path"])):
                 raise ValueError("a path holds something that is not a hash")
@@ -435,6 +442,9 @@ class RustWriter:
     def __init__(self, path, header):
         """header: model_path, prompt and steps"""
         self.path, self.header, self.entries, self.tree = path, header, [], merkle.MerkleTree(rust_node)
+        for field in "model_path", "prompt":
+            if any("\ud800" <= c <= "\udfff" for c in header[field]):
+                raise ValueError(f"{path}: {field} is {printable(header[field])}, must be UTF-8 in a trace of llama2-rs")
 
     def step(self, token, next, piece, logits):
         event = rust_step(len(self.entries), token, piece, logits)
@@ -443,7 +453,7 @@ class RustWriter:
 
     def finish(self):
         def string(text):
-            data = text.encode("utf-8", "surrogateescape")
+            data = text.encode()
             return struct.pack("<Q", len(data)) + data
 
         parts = [string(self.header["model_path"]), string(self.header["prompt"]),
@@ -465,15 +475,19 @@ def rust_step(pos, token, piece, logits):
 
 
 def write_whole(path, data):
-    """Write a file so that there is all of it or nothing: beside its place, then renamed."""
-    beside = f"{path}.{os.getpid()}.tmp"
+    """Write a file so that there is all of it or nothing: beside its place, then renamed. A device or pipe is written to."""
+    target = os.path.realpath(path)
+    beside = target if os.path.exists(target) and not os.path.isfile(target) else f"{target}.{os.getpid()}.tmp"
     try:
         with open(beside, "wb") as file:
             file.write(data)
-        os.replace(beside, path)
-    except BaseException:
-        if os.path.exists(beside):
+        if beside != target:
+            os.replace(beside, target)
+    except BaseException as error:
+        if beside != target and os.path.exists(beside):
             os.remove(beside)
+        if isinstance(error, OSError):
+            raise OSError(f"{path}: {error.strerror}") from None
         raise
 
 
@@ -499,12 +513,15 @@ class RustChecker:
         if event != self.trace.events[self.pos]:
             difference(where, event, self.trace.events[self.pos])
 
-    def finish(self):
+    def end(self):
         if self.pos + 1 < len(self.trace.events):
             where, event = f"{self.trace.path}, entry {self.pos}", self.trace.events[self.pos + 1]
             if event["token"] != self.next:  # at which the run was not gone on with
                 raise VerificationError(where, "token", self.next, event["token"])
             raise VerificationError(where, "entry", "the end of the run", event)
+
+    def conclude(self):
+        pass
 
 
 class RustTrace:
@@ -636,8 +653,8 @@ def run(argv, out):
 
 
 def exit_code(program, command):
-    """Run a command -> its exit code, or that of the error that ends it, with one line on standard error: 1 where a
-    verification failed, 2 for bad input, 130 for Ctrl-C. A reader who closed the pipe has had enough: 0."""
+    """Run a command -> its exit code, or that of what ends it: with one line on standard error, 1 where a verification
+    failed and 2 for bad input; quietly, 130 for Ctrl-C and 141 where nobody reads standard output any more."""
     sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # None if closed
     try:
         code = command()
@@ -645,19 +662,20 @@ def exit_code(program, command):
         return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141
     except KeyboardInterrupt:
         if sys.stdout.isatty():
             print()
         return 130
     except VerificationError as error:
-        print(f"{program}: error: verification failed: {error}", file=sys.stderr)
-        return 1
+        code, message = 1, f"verification failed: {error}"
     except (ValueError, OSError, MemoryError) as error:
+        code, message = 2, str(error) or "out of memory"
         if isinstance(error, OSError) and error.filename is not None:
-            error = f"{error.filename}: {error.strerror}"
-        print(f"{program}: error: {str(error) or 'out of memory'}", file=sys.stderr)
-        return 2
+            message = f"{error.filename}: {error.strerror}"
+    message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    print(f"{program}: error: {message}", file=sys.stderr)
+    return code
 
 
 def main(argv=None):
