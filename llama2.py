@@ -377,12 +377,12 @@ class Rows:
         return rows
 
     def _release(self):
-        """Let go of the pages: the system keeps them in its cache if it has room, and reads them again if not. It maps more
-        pages than are touched, so a megabyte around these goes as well."""
+        """Let go of the pages: the system keeps them in its cache if it has room, and reads them again if not. It maps
+        more pages than are touched, so a megabyte around these goes as well."""
         if hasattr(mmap, "MADV_DONTNEED"):
-            start = max(0, self.start - 2**20)
+            start, stop = max(0, self.start - 2**20), min(self.stop + 2**20, self.checkpoint.size)
             start -= start % mmap.PAGESIZE
-            self.checkpoint.data.madvise(mmap.MADV_DONTNEED, start, min(self.stop + 2**20, self.checkpoint.size) - start)
+            self.checkpoint.data.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 class Checkpoint:
@@ -1110,7 +1110,8 @@ def adopt(args, log):
         pair = log.header.get("arithmetic"), log.header.get("rng")
         args.like = "llama2-rs" if log.rust else "llama2.c" if pair == LIKE["llama2.c"] else None
     if log.rust != (args.like == "llama2-rs"):
-        raise trace.VerificationError(log.path, "format", f"that of --like {args.like}", "llama2-rs's" if log.rust else "ours")
+        got = "llama2-rs's" if log.rust else "this program's own"
+        raise trace.VerificationError(log.path, "format", f"that of --like {args.like}", got)
     if log.rust:
         return
     for option, field in {"temperature": "temperature", "p_value": "p_value", "seed": "seed", "steps": "steps",
@@ -1173,7 +1174,7 @@ def tell(run, args, out):
         for source in filter(None, (run.path, run.tokenizer.path, args.compare)):
             if os.path.exists(path) and os.path.samefile(path, source):
                 raise ValueError(f"{path}: is read, and would be overwritten")
-    if args.trace is not None and args.logits is not None and os.path.realpath(args.trace) == os.path.realpath(args.logits):
+    if None not in (args.trace, args.logits) and os.path.realpath(args.trace) == os.path.realpath(args.logits):
         raise ValueError(f"{args.trace}: is to be both --trace and --logits")
     vocab_size = run.transformer.config.vocab_size
     with contextlib.ExitStack() as files:

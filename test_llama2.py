@@ -1880,7 +1880,7 @@ def test_a_trace_of_llama2_rs_cut_anywhere_is_an_error(traces, tmp_path):
 
 def test_a_prompt_that_a_trace_of_llama2_rs_cannot_hold_is_refused(model, tmp_path, capfdbinary):
     message = failure(capfdbinary, *model, "--like", "llama2-rs", "-s", 1, "-i", "a\udcff", "--trace", tmp_path / "t")
-    assert message == f'{tmp_path / "t"}: prompt is "a\\udcff", must be UTF-8 in a trace of llama2-rs'
+    assert message == f'{tmp_path / "t"}: prompt is "a\\udcff", must be UTF-8 for llama2-rs\'s format'
 
 
 def test_a_missing_c_library_is_told_and_exact_needs_none(files, model, monkeypatch, capfdbinary):

@@ -377,7 +377,8 @@ def check(path, root):
             raise ValueError(f"format is not {PROOF_FORMAT}")
         events, indices = [], []
         for event in proof["events"]:
-            if list(event) != ["index", "line", "path"] or type(event["index"]) is not int or type(event["path"]) is not list:
+            types = {"index": int, "line": str, "path": list}
+            if {field: type(value) for field, value in event.items()} != types or list(event) != list(types):
                 raise ValueError("not written as a proof is")
             if not all(map(is_hash, event["path"])):
                 raise ValueError("a path holds something that is not a hash")
@@ -444,7 +445,7 @@ class RustWriter:
         self.path, self.header, self.entries, self.tree = path, header, [], merkle.MerkleTree(rust_node)
         for field in "model_path", "prompt":
             if any("\ud800" <= c <= "\udfff" for c in header[field]):
-                raise ValueError(f"{path}: {field} is {printable(header[field])}, must be UTF-8 in a trace of llama2-rs")
+                raise ValueError(f"{path}: {field} is {printable(header[field])}, must be UTF-8 for llama2-rs's format")
 
     def step(self, token, next, piece, logits):
         event = rust_step(len(self.entries), token, piece, logits)
@@ -475,7 +476,7 @@ def rust_step(pos, token, piece, logits):
 
 
 def write_whole(path, data):
-    """Write a file so that there is all of it or nothing: beside its place, then renamed. A device or pipe is written to."""
+    """Write a file so that there is all of it or nothing: beside its place, then renamed. But into a device or pipe."""
     target = os.path.realpath(path)
     beside = target if os.path.exists(target) and not os.path.isfile(target) else f"{target}.{os.getpid()}.tmp"
     try:
