@@ -655,7 +655,7 @@ class Transformer:
 
     workers is the number of processes, this one included; any number gives the same bits. The weights are unpacked into
     Python floats, 40 bytes each (4 in the dialect `c`), if that fits three quarters of the memory that is free; else
-    they are read from the mapped file at every step, in some 30 MB and two to three times as slowly, to the same bits.
+    they are read from the mapped file at every step, in some 40 MB and two to three times as slowly, to the same bits.
     Raises ValueError or OSError for a file that is not a checkpoint, and ChildProcessError if a worker dies.
     """
 

@@ -81,9 +81,28 @@ def measure_speed(path, arithmetic, positions):
                   "times the index loop's speed": loop / loops / (64 * c.hidden_dim) * weights / second}
         if bound:
             result["% of the bare math.dist"] = 100 * bound / forward
-        with contextlib.suppress(OSError), open("/proc/self/status") as file:
-            result["peak memory, MB"] = int(re.search(r"VmHWM:\s+(\d+)", file.read())[1]) / 1000
-        return result
+        return {**result, "peak memory, MB": peak_memory()}
+
+
+def peak_memory():
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        return int(re.search(r"VmHWM:\s+(\d+)", file.read())[1]) / 1000
+    return math.nan
+
+
+def measure_mapped(path, arithmetic, positions):
+    """Steps with the weights in the map, one by one and, as verification makes them, sixteen together."""
+    llama2.free_memory = lambda: 0
+    with llama2.Transformer(path, arithmetic) as model:
+        model.forward(1, 0)  # which also takes the squares of the rows
+        begin = time.perf_counter()
+        for pos in range(1, positions):
+            model.forward(1, pos)
+        alone, peak = (time.perf_counter() - begin) / (positions - 1), peak_memory()
+        begin = time.perf_counter()
+        model.batch([1] * llama2.BATCH, positions)
+        together = (time.perf_counter() - begin) / llama2.BATCH
+    return {"tok/s, mapped": 1 / alone, "tok/s, mapped, tokens known": 1 / together, "peak memory, mapped, MB": peak}
 
 
 def measure_trace(path, arithmetic, positions, level):
@@ -188,7 +207,7 @@ def measure(pythons, rounds=5):
                     parts = [["speed", path, arithmetic, n], ["start", path, arithmetic]]
                     if arithmetic == "exact":
                         parts += [["trace", path, arithmetic, n, level] for level in trace.LEVELS]
-                        parts.append(["workers", path, arithmetic, n])
+                        parts += [["workers", path, arithmetic, n], ["mapped", path, arithmetic, min(n, 40)]]
                     for part in parts:
                         for python in pythons:
                             done = subprocess.run([python, __file__, "--part", *map(str, part)], stdout=subprocess.PIPE, check=True)
