@@ -1053,6 +1053,13 @@ def printer(out, like):
 LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama2-rs": ("c", "llama2-rs")}
 
 
+def utf8(argument):
+    """An argument as the UTF-8 that it is where the locale could not decode it; what is not UTF-8 stays escaped."""
+    if any("\ud800" <= c <= "\udfff" for c in argument):
+        return os.fsencode(argument).decode("utf-8", "surrogateescape")
+    return argument
+
+
 def parse(argv):
     """The options. Those that a trace holds too are None if not given."""
     parser = trace.Parser(prog="llama2.py", description="Llama 2 inference in plain Python, exact to the bit.",
@@ -1063,10 +1070,10 @@ def parse(argv):
     add("-p", "--p_value", type=float, help="top-p sampling; 0 or 1: from all tokens (default: 0.9)")
     add("-s", "--seed", type=int, help="1 to 2**64 - 1; 0: from the clock (default: 0)")
     add("-n", "--steps", type=int, help="positions; 0: as many as the context has (default: 256)")
-    add("-i", "--input_prompt", help="how the text begins (default: nothing)")
+    add("-i", "--input_prompt", type=utf8, help="how the text begins (default: nothing)")
     add("-z", "--tokenizer", help="(default: tokenizer.bin beside the checkpoint, else in the working directory)")
     add("-m", "--mode", choices=["generate", "chat"], default="generate", help="(default: generate)")
-    add("-y", "--system_prompt", help="in chat (default: asked for)")
+    add("-y", "--system_prompt", type=utf8, help="in chat (default: asked for)")
     add("--like", choices=["llama2.c", "llama2-rs"], help="be that program, bit for bit (default: exact arithmetic)")
     add("--workers", type=int, default=1, metavar="N", help="processes that share the work (default: 1)")
     add("--trace", metavar="FILE", help="write a trace of the run")
@@ -1271,6 +1278,15 @@ class Reference:
     def __init__(self, path, steps, vocab_size):
         self.path = path
         self.file = open(path, "rb")
+        try:
+            self.shape = self._read_header(path, steps, vocab_size)
+        except BaseException:
+            self.file.close()
+            raise
+        self.count, self.largest, self.ulps, self.agree = 0, (0.0, None), 0, 0
+        self.started = self.parted = None  # the first step that differs at all, and beyond the tolerance
+
+    def _read_header(self, path, steps, vocab_size):
         size = os.fstat(self.file.fileno()).st_size
         try:
             magic, version, length = struct.unpack("<6sHH", self.file.read(10))
@@ -1293,9 +1309,7 @@ class Reference:
         whole = 10 + length + 4 * shape[0] * shape[1]
         if size != whole:
             raise ValueError(f"{path}: size is {size} bytes, must be {whole} for shape {shape}")
-        self.shape, self.count = shape, 0
-        self.largest, self.ulps, self.agree = (0.0, None), 0, 0
-        self.started = self.parted = None  # the first step that differs at all, and beyond the tolerance
+        return shape
 
     def compare(self, logits, tolerance):
         """This run's logits of the next step -> a line of the report."""

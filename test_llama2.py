@@ -339,7 +339,8 @@ def failure(capfdbinary, *args, program=llama2, code=2):
 
 def process(*args, program="llama2.py", **more):
     """Run the command line in a process of its own."""
-    return subprocess.run([sys.executable, os.path.join(HERE, program), *map(str, args)], capture_output=True,
+    arguments = [str(arg).encode("utf-8", "surrogateescape") for arg in args]
+    return subprocess.run([sys.executable, os.path.join(HERE, program), *arguments], capture_output=True,
                           stdin=subprocess.DEVNULL, **more)
 
 
@@ -1190,7 +1191,7 @@ def test_characters_come_out_whole_and_control_bytes_do_not():
 
 
 def test_a_prompt_that_is_not_utf_8_works(files):
-    done = process(files["grouped"], "-z", files["tokenizer"], "-t", 0, "-n", 4, "-i", os.fsdecode(b"a\xff\xc3b"))
+    done = process(files["grouped"], "-z", files["tokenizer"], "-t", 0, "-n", 4, "-i", "a\udcff\udcc3b")
     assert done.returncode == 0 and done.stdout.startswith("a\ufffd\ufffdb".encode())
 
 
@@ -1244,9 +1245,13 @@ def model(files):
     return files["grouped"], "-z", files["tokenizer"]
 
 
-def read_lines(path):
+def read_bytes(path):
     with open(path, "rb") as file:
-        return file.read().splitlines()
+        return file.read()
+
+
+def read_lines(path):
+    return read_bytes(path).splitlines()
 
 
 def root_line(lines):
@@ -1529,7 +1534,7 @@ def test_any_other_file_is_noticed(traces, files, data):
         code = llama2.main([files["grouped"], "-z", files["tokenizer"], "--verify", path])
     if code == 0:  # only what a run that was cut short, or the whole of another run, would have written
         assert original.startswith(body) and b"incomplete" in out.buffer.getvalue() or body in [
-            open(traces[kind], "rb").read() for kind in ("step", "layer")]
+            read_bytes(traces[kind]) for kind in ("step", "layer")]
     else:
         assert code in (1, 2) and err.getvalue().count("\n") == 1
 
@@ -1803,7 +1808,7 @@ RUST = OPTIONS + ["--like", "llama2-rs"]
 
 
 def rust_parts(path):
-    log = trace.RustTrace(path, open(path, "rb").read())
+    log = trace.RustTrace(path, read_bytes(path))
     return log.header, log.events[1:], None
 
 
@@ -1834,7 +1839,7 @@ def test_traces_of_llama2_rs_are_written_as_it_does(files, traces, tmp_path):
     assert header == {"model_path": files["grouped"], "prompt": "ab 😀a", "steps": 14}
     assert [e["pos"] for e in entries] == list(range(14)) and entries[4]["text"] == "\ufffd" or "😀" in {e["text"] for e in entries}
     rewritten = rust_file(tmp_path / "t", header, entries)
-    assert open(rewritten, "rb").read() == open(traces["rust"], "rb").read()
+    assert read_bytes(rewritten) == read_bytes(traces["rust"])
 
 
 @pytest.mark.parametrize("change", [
@@ -1890,7 +1895,7 @@ def test_any_bytes_are_a_trace_of_llama2_rs_or_an_error(tmp_path_factory, data, 
 
 
 def test_a_trace_of_llama2_rs_cut_anywhere_is_an_error(traces, tmp_path):
-    data = open(traces["rust"], "rb").read()
+    data = read_bytes(traces["rust"])
     for n in range(len(data)):
         (tmp_path / "cut").write_bytes(data[:n])
         with pytest.raises(ValueError):
@@ -2053,7 +2058,7 @@ def test_the_golden_story(tmp_path, capfdbinary):
         assert step["logits"].startswith(expected), f"step {step['pos']} is the first that differs"
     assert out.decode() == STORY
     assert json.loads(read_lines(tmp_path / "t")[-1])["root"] == STORY_ROOT
-    assert trace.read(tmp_path / "t").header["model"] in open(os.path.join(HERE, "README.md")).read()
+    assert trace.read(tmp_path / "t").header["model"].encode() in read_bytes(os.path.join(HERE, "README.md"))
 
 
 def test_the_trace_in_the_docstring_is_that_of_its_command(tmp_path, capfdbinary):
@@ -2074,7 +2079,7 @@ def readme(tmp_path):
 
     def shell(line):
         return subprocess.run(["bash", "-c", line], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}).stdout
+                              env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ.get('PATH', os.defpath)}"}).stdout
 
     with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
         return file.read(), shell
