@@ -992,7 +992,7 @@ def test_sampling_follows_the_probabilities():
     sampler, counts = llama2.Sampler(1.0, 0.0, 42), [0] * 4
     for _ in range(4000):
         counts[sampler.sample(logits)] += 1
-    assert [round(count / 4000, 1) for count in counts] == [0.5, 0.3, 0.1, 0.1] or counts[0] > counts[1] > counts[2] > counts[3]
+    assert counts[0] > counts[1] > counts[2] > counts[3]
     assert abs(counts[0] - 2000) < 150 and abs(counts[3] - 200) < 70
     sampler = llama2.Sampler(1.0, 0.7, 42)
     assert {sampler.sample(logits) for _ in range(1000)} == {0, 1}
@@ -1182,7 +1182,6 @@ def test_characters_come_out_whole_and_control_bytes_do_not():
         write(emoji[i:i + 1])
         assert out.getvalue() == b""
     assert written([b"a", emoji[:2], b"b"]) == "a\ufffdb".encode()
-    assert written([b"\x07", b"\x1b[31mred\x9b", b"\t\n", "\x85\x9b1m".encode(), b"\x7f"]) == "[31mred\t\n\ufffd1m".encode() or True
     for like in None, "llama2.c", "llama2-rs":
         shown = written([b"\x07", b"\x1b[31mred", b"\t\n", "\x85\x9b1m".encode(), b"\x7f", bytes(range(32))], like)
         assert shown.startswith(b"[31mred\t\n1m") and not set(shown) & (set(range(9)) | set(range(14, 32)) | {127})
