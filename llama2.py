@@ -1222,9 +1222,10 @@ def verify(run, log, args, out):
     goal = len(log.steps) if last is None else last + 1
     begin = shown = time.perf_counter()
     try:
-        checker = (trace.RustChecker if log.rust else trace.Checker)(log, run.header())
+        checker = trace.Checker(log, run.header())
         with contextlib.suppress(trace.EndOfTrace):
-            for step in run.generate(checker, foreseen=log.inputs()[len(run.tokens):]):
+            nexts = [log.events[index]["next"] for index in log.steps.values()]
+            for step in run.generate(checker, foreseen=nexts[len(run.tokens) - 1:-1]):
                 checker.step(step.token, step.next, step.piece, step.logits)
                 now = time.perf_counter()
                 if sys.stderr.isatty() and now - shown > 0.2:

@@ -75,49 +75,62 @@ def read_file(path, limit=2**28):
         return file.read(size or limit)  # a pipe has no size
 
 
-def text_of(piece):
-    """The bytes of a piece as text: UTF-8, and \\xHH where they are not."""
-    return piece.decode("utf-8", "backslashreplace")
+def write_whole(path, data):
+    """Write a file so that there is all of it or nothing: beside its place, then renamed. But into a device or pipe."""
+    target = os.path.realpath(path)
+    beside = target if os.path.exists(target) and not os.path.isfile(target) else f"{target}.{os.getpid()}.tmp"
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+        if beside != target:
+            os.replace(beside, target)
+    except BaseException as error:
+        if beside != target and os.path.exists(beside):
+            os.remove(beside)
+        if isinstance(error, OSError):
+            raise OSError(f"{path}: {error.strerror}") from None
+        raise
 
 
 # ----------------------------------------------------------------------------
-# Writing and checking: a log is made line by line, and each line is either written or compared
+# Writing and checking: a log comes about event by event, and each is either written down or compared
 
 LEVELS = ("step", "layer", "op")
 
 
 class Log:
-    """The lines of a run as they come about. A subclass says what is done with one: put(line)."""
+    """The events of a run, in their order. A subclass says what becomes of one: put(event)."""
+
+    rust = False  # as llama2-rs records a run?
 
     def __init__(self, header):
-        """header: the first event's fields after "format", in order."""
-        self.level = header["level"]
-        self.pos = 0
-        self.put(encode({"format": FORMAT, **header}))
+        """header: the fields of the first event, in order"""
+        self.level, self.pos = header.get("level", "step"), 0
+        self.put(header if self.rust else {"format": FORMAT, **header})
 
     def operation(self, layer, op, values):
         """A result within the current step: what Transformer.forward calls `observe` with."""
         if self.level == "op" or self.level == "layer" and op == "ffn_residual":
             place = {} if layer is None else {"layer": layer}
-            self.put(encode({"pos": self.pos, **place, "op": op, "sha256": hash_values(values)}))
+            self.put({"pos": self.pos, **place, "op": op, "sha256": hash_values(values)})
 
     def step(self, token, next, piece, logits):
-        """The end of the current step."""
-        self.put(encode({"pos": self.pos, "token": token, "next": next, "text": text_of(piece),
-                         "logits": hash_values(logits)}))
+        """The end of the current step. Bytes of the piece that are not UTF-8 become \\xHH, in llama2-rs U+FFFD."""
+        text = piece.decode("utf-8", "replace" if self.rust else "backslashreplace")
+        self.put({"pos": self.pos, "token": token, "next": next, "text": text, "logits": hash_values(logits)})
         self.pos += 1
 
 
 class Writer(Log):
-    """Writes a log to a file, every line at once, so that a run that dies leaves all lines it had made."""
+    """Writes a log to a file, every line at once: a run that dies leaves all the lines that it had made."""
 
     def __init__(self, path, header):
         self.path, self.tree = path, merkle.MerkleTree()
-        self.file = open(path, "wb", buffering=0)
-        self.written = 0
+        self.file, self.written = open(path, "wb", buffering=0), 0
         super().__init__(header)
 
-    def put(self, line):
+    def put(self, event):
+        line = encode(event)
         self._write(line)
         self.tree.append(merkle.leaf_hash(line))
 
@@ -136,7 +149,6 @@ class Writer(Log):
         """Write the line that says that the run is whole, and return the root."""
         root = self.tree.root().hex()
         self._write(encode({"size": len(self.tree), "root": root}))
-        self.close()
         return root
 
     def close(self):
@@ -148,37 +160,42 @@ class EndOfTrace(Exception):
 
 
 class Checker(Log):
-    """Compares a run that is made again with a trace, line by line; raises VerificationError at the first difference.
+    """Compares a run that is made again with a trace, event by event: VerificationError at the first difference.
 
     If that is the model's hash, the run goes on to the first result that differs, so that both can be told.
     """
 
     def __init__(self, trace, header):
-        self.trace, self.count, self.other_model = trace, 0, None
+        self.trace, self.rust, self.count, self.other_model = trace, trace.rust, 0, None
+        if self.rust:  # the model may be in another folder
+            paths = header["model_path"], trace.header["model_path"]
+            if len({re.split(r"[/\\]", path)[-1] for path in paths}) == 1:
+                header = {**header, "model_path": paths[1]}
         super().__init__(header)
 
-    def put(self, line):
-        self.count += 1
-        where = f"{self.trace.path}, line {self.count}"
-        if self.count > len(self.trace.lines):
-            if not self.trace.root:
+    def put(self, event):
+        where = self.trace.where(self.count)
+        if self.count == len(self.trace.events):
+            if not self.trace.root and not self.rust:
                 raise EndOfTrace
-            raise VerificationError(where, "line", line.decode(), "the end of the trace")
-        found = self.trace.lines[self.count - 1]
-        if found != line:
-            expected, got = json.loads(line), json.loads(found)
-            if self.other_model:
-                where = f"{self.other_model}; then {where}"
-            elif {**expected, "model": None} == {**got, "model": None}:
-                self.other_model = VerificationError(f"{where} (header)", "model", expected["model"], got["model"])
-                return
-            difference(where, expected, got)
+            raise VerificationError(where, "line", encode(event).decode(), "the end of the trace")
+        found = self.trace.events[self.count]
+        self.count += 1
+        if found.get("next", 0) is None:  # llama2-rs's last
+            event = {**event, "next": None}
+        if encode(event) == encode(found):
+            return
+        error = difference(f"{self.other_model}; then {where}" if self.other_model else where, event, found)
+        if error.field == "model" and {**found, "model": event["model"]} == event:
+            self.other_model = error
+        else:
+            raise error
 
     def end(self):
         """The run is over: is the trace?"""
-        if self.count < len(self.trace.lines):
-            raise VerificationError(f"{self.trace.path}, line {self.count + 1}", "line", "the end of the run",
-                                    self.trace.lines[self.count].decode())
+        if self.count < len(self.trace.events):
+            line = encode(self.trace.events[self.count]).decode()
+            raise VerificationError(self.trace.where(self.count), "line", "the end of the run", line)
 
     def conclude(self):
         """What was to be compared has been."""
@@ -186,20 +203,12 @@ class Checker(Log):
             raise self.other_model
 
 
-def place(event):
-    """Where in a run an event is."""
-    if "format" in event:
-        return "header"
-    names = {"pos": "position", "layer": "layer", "op": "operation"}
-    return ", ".join(f"{name} {event[key]}" for key, name in names.items() if key in event)
-
-
 def difference(where, expected, got):
-    """Raise VerificationError for the first field in which two events differ."""
-    for field in [*expected, *got]:
-        if expected.get(field) != got.get(field) or type(expected.get(field)) != type(got.get(field)):
-            raise VerificationError(f"{where} ({place(expected)})", field, expected.get(field), got.get(field))
-    raise VerificationError(where, "line", encode(expected).decode(), encode(got).decode())
+    """The first field in which two events differ, as a VerificationError."""
+    names = {"pos": "position", "layer": "layer", "op": "operation"}
+    place = ", ".join(f"{name} {expected[key]}" for key, name in names.items() if key in expected) or "header"
+    field = next(field for field in [*expected, *got] if encode(expected.get(field)) != encode(got.get(field)))
+    return VerificationError(f"{where} ({place})", field, expected.get(field), got.get(field))
 
 
 # ----------------------------------------------------------------------------
@@ -207,34 +216,40 @@ def difference(where, expected, got):
 
 
 class Trace:
-    """A trace as read: header, steps, and all events with their lines, the leaves of the tree. root is what the file
-    says, None if it lacks a last line; it has been compared with the tree's."""
+    """A trace as read: its events, of which the first is the header, and the tree over them. root is what the file
+    says, which has been compared with the tree's, or None if the run was cut short before it was written."""
 
-    def __init__(self, path, lines, events, root):
-        self.path, self.lines, self.events, self.root = path, lines, events, root
-        self.header = events[0]
-        self.rust = False
-        self.steps = {event["pos"]: index for index, event in enumerate(events) if "next" in event}  # pos -> leaf index
-        self.tree = merkle.MerkleTree()
-        for line in lines:
-            self.tree.append(merkle.leaf_hash(line))
+    def __init__(self, path, events, leaves, root, rust=False):
+        self.path, self.events, self.header, self.root, self.rust = path, events, events[0], root, rust
+        self.steps = {event["pos"]: index for index, event in enumerate(events) if "next" in event}  # pos -> event's index
+        self.tree = merkle.MerkleTree(rust_node if rust else merkle.node_hash)
+        for leaf in leaves:
+            self.tree.append(leaf)
+
+    def where(self, index):
+        """The place of an event in the file, for messages."""
+        if self.rust:
+            return f"{self.path}, entry {index - 1}" if index else self.path
+        return f"{self.path}, line {index + 1}"
 
     def step(self, pos):
-        """The index of a step's event, which is its leaf's."""
+        """The index of a step's event."""
         if pos not in self.steps:
             raise ValueError(f"{self.path}: has no step {pos}; it has {len(self.steps)}, counted from 0")
         return self.steps[pos]
 
+    def line(self, index):
+        """The line of an event in this project's format: what its leaf is the hash of."""
+        return encode(self.events[index])
+
     def included(self, pos):
         """The index of a step's leaf, once its inclusion proof has been checked."""
         index, size = self.step(pos), len(self.tree)
-        merkle.verify_inclusion(merkle.leaf_hash(self.lines[index]), index, size, self.tree.inclusion_proof(index),
+        if self.rust:  # all leaves have been compared
+            return index - 1
+        merkle.verify_inclusion(merkle.leaf_hash(self.line(index)), index, size, self.tree.inclusion_proof(index),
                                 self.tree.root())
         return index
-
-    def inputs(self):
-        """The input tokens of all steps, as the header and the steps before say them."""
-        return self.header["tokens"][:1] + [self.events[index]["next"] for index in self.steps.values()][:-1]
 
 
 HEX = object()  # 64 hexadecimal digits
@@ -252,71 +267,69 @@ SCHEMAS = [  # the fields of every kind of event: the type, or the values to cho
 
 
 def is_hash(value):
-    return type(value) is str and len(value) == 64 and not set(value) - set("0123456789abcdef")
+    return type(value) is str and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def fits(value, kind):
+    """Whether a value is of a schema's kind; a number must fit 64 bits."""
+    if kind is HEX:
+        return is_hash(value)
+    if isinstance(kind, tuple):
+        return type(value) is str and value in kind
+    if kind is list:
+        return type(value) is list and value != [] and all(fits(token, int) for token in value)
+    return type(value) is kind and (kind is str or 0 <= value < 2**64)
 
 
 def read_line(where, line):
     """A line of a log -> its event; ValueError if it is not the one way to write down an event of a known kind."""
+    shown = printable(line[:100].decode(errors="replace"))
     try:
         event = json.loads(line)
         canonical = encode(event) == line
     except (ValueError, RecursionError):
-        raise ValueError(f"{where}: not a line of JSON") from None
-    if not isinstance(event, dict) or list(event) not in [list(schema) for schema in SCHEMAS]:
-        raise ValueError(f"{where}: not an event of a trace: {printable(line[:100].decode(errors='replace'))}")
-    schema = next(schema for schema in SCHEMAS if list(schema) == list(event))
-    for field, kind in schema.items():
-        value = event[field]
-        if kind is HEX:
-            valid = is_hash(value)
-        elif isinstance(kind, tuple):
-            valid = type(value) is str and value in kind
-        elif kind is list:
-            valid = type(value) is list and value and all(type(token) is int and token >= 0 for token in value)
-        else:
-            valid = type(value) is kind and (kind is str or 0 <= value < 2**64)
-        if not valid:
-            raise ValueError(f"{where}: {field} cannot be {printable(value)[:100]}")
+        raise ValueError(f"{where}: not a line of JSON: {shown}") from None
+    schema = [schema for schema in SCHEMAS if isinstance(event, dict) and list(schema) == list(event)]
+    if not schema:
+        raise ValueError(f"{where}: not an event of a trace: {shown}")
+    for field, kind in schema[0].items():
+        if not fits(event[field], kind):
+            raise ValueError(f"{where}: {field} cannot be {printable(event[field])[:100]}")
     if not canonical:
-        raise ValueError(f"{where}: not written as a trace writes it: {printable(line[:100].decode(errors='replace'))}")
+        raise ValueError(f"{where}: not written as a trace writes it: {shown}")
     return event
 
 
 def read(path):
-    """A file -> a Trace or a RustTrace. Raises ValueError, naming the line, if it is neither, and VerificationError if
-    its root is not that of its lines."""
+    """A file -> its Trace. Raises ValueError, naming the line, if it is none, and VerificationError if its root is not
+    that of its lines."""
     data = read_file(path)
     if data and data[4:8] == bytes(4):  # a length of less than 2**32
-        return RustTrace(path, data)
+        return read_rust(path, data)
     *lines, rest = data.split(b"\n")
     if not lines or rest:
         what = "does not end in a newline" if data else "the file is empty"
         raise ValueError(f"{path}, line {len(lines) + 1}: {what}")
-    events, root = [], None
-    pos, token, order = 0, None, None
+    events, end, pos = [], None, 0
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
-        if root is not None:
+        if end is not None:
             raise ValueError(f"{where}: follows the root")
         event = read_line(where, line)
         if ("format" in event) != (number == 1):
             raise ValueError(f"{where}: " + ("a second header" if number > 1 else "not a trace's header"))
-        if "root" in event:
-            root = event
-            continue
         if event.get("pos", pos) != pos:
             raise ValueError(f"{where}: pos is {event['pos']}, must be {pos}")
-        events.append(event)
         pos += "next" in event
-    if not events:
-        raise ValueError(f"{path}: has no header")
-    trace = Trace(path, lines[:len(events)], events, root and root["root"])
-    if root:
-        where = f"{path}, line {len(lines)}"
-        if root["size"] != len(events):
-            raise VerificationError(where, "size", len(events), root["size"])
-        if root["root"] != trace.tree.root().hex():
-            raise VerificationError(where, "root", trace.tree.root().hex(), root["root"])
+        if "root" in event:
+            end = event
+        else:
+            events.append(event)
+    trace = Trace(path, events, map(merkle.leaf_hash, lines[:len(events)]), end and end["root"])
+    computed = {"size": len(events), "root": trace.tree.root().hex()}
+    for field in end or ():
+        if end[field] != computed[field]:
+            raise VerificationError(where, field, computed[field], end[field])
     return trace
 
 
@@ -339,8 +352,8 @@ def show(trace, out):
 def show_step(trace, pos, out):
     """Draw the path of one step from its line to the root, every hash as what it is the SHA-256 of."""
     index, size = trace.step(pos), len(trace.tree)
-    hashes = [merkle.leaf_hash(trace.lines[index])]
-    out.write(f"{trace.lines[index].decode()}\n\nleaf {index} of {size}\n")
+    hashes = [merkle.leaf_hash(trace.line(index))]
+    out.write(f"{trace.line(index).decode()}\n\nleaf {index} of {size}\n")
     out.write(f"{hashes[0].hex()} = SHA256(00, the line above)\n")
     last = size - 1
     for sibling in trace.tree.inclusion_proof(index):
@@ -357,8 +370,8 @@ def show_step(trace, pos, out):
 def prove(trace, pos):
     """A proof, as JSON, that a step is in the log: header and step with their paths to the root."""
     index = trace.step(pos)
-    return encode({"format": PROOF_FORMAT, "size": len(trace.lines), "root": trace.tree.root().hex(), "events": [
-        {"index": i, "line": trace.lines[i].decode(), "path": [h.hex() for h in trace.tree.inclusion_proof(i)]}
+    return encode({"format": PROOF_FORMAT, "size": len(trace.tree), "root": trace.tree.root().hex(), "events": [
+        {"index": i, "line": trace.line(i).decode(), "path": [h.hex() for h in trace.tree.inclusion_proof(i)]}
         for i in (0, index)]})
 
 
@@ -371,27 +384,20 @@ def check(path, root):
     line = read_file(path).removesuffix(b"\n")
     try:
         proof = json.loads(line)
-        if list(proof) != ["format", "size", "root", "events"] or encode(proof) != line:
-            raise ValueError("not written as a proof is")
-        if proof["format"] != PROOF_FORMAT:
-            raise ValueError(f"format is not {PROOF_FORMAT}")
-        events, indices = [], []
-        for event in proof["events"]:
-            types = {"index": int, "line": str, "path": list}
-            if {field: type(value) for field, value in event.items()} != types or list(event) != list(types):
-                raise ValueError("not written as a proof is")
-            if not all(map(is_hash, event["path"])):
-                raise ValueError("a path holds something that is not a hash")
-            events.append(read_line("event", event["line"].encode("ascii")))
-            indices.append(event["index"])
-        header, step = events
-        if "format" not in header or "next" not in step or indices[0] != 0:
+        events = [{"index": e["index"], "line": e["line"], "path": [*e["path"]]} for e in proof["events"]]
+        if encode({"format": PROOF_FORMAT, "size": proof["size"], "root": proof["root"], "events": events}) != line:
+            raise ValueError(f"not written as a {PROOF_FORMAT} is")
+        if not all(is_hash(h) for event in events for h in event["path"]):
+            raise ValueError("a path holds something that is not a hash")
+        header, step = (read_line("event", event["line"].encode("ascii")) for event in events)
+        if "format" not in header or "next" not in step or events[0]["index"] != 0:
             raise ValueError("does not hold a header and a step")
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a proof: {error}") from None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        reason = error if isinstance(error, ValueError) else "a field is missing or of another type"
+        raise ValueError(f"{path}: not a proof: {reason}") from None
     if proof["root"] != root:
         raise VerificationError(path, "root", root, proof["root"])
-    for event in proof["events"]:
+    for event in events:
         try:
             merkle.verify_inclusion(merkle.leaf_hash(event["line"].encode()), event["index"], proof["size"],
                                     [bytes.fromhex(h) for h in event["path"]], bytes.fromhex(root))
@@ -404,25 +410,23 @@ def differences(a, b):
     """The first event in which trace b differs from trace a, as a list of VerificationErrors. If that is the header,
     which does not say what came of it, the first that differs behind it as well."""
     found = []
-    for number, (one, other) in enumerate(zip(a.events, b.events), 1):
-        if one != other:
-            try:
-                difference(f"{b.path}, line {number}", one, other)
-            except VerificationError as error:
-                found.append(error)
-            if number > 1:
+    for index, (one, other) in enumerate(zip(a.events, b.events)):
+        if encode(one) != encode(other):
+            found.append(difference(b.where(index), one, other))
+            if index > 0:
                 return found
     if len(a.events) != len(b.events):
-        number = min(len(a.events), len(b.events)) + 1
-        found.append(VerificationError(f"{b.path}, line {number}", "number of events", len(a.events), len(b.events)))
+        where = b.where(min(len(a.events), len(b.events)))
+        found.append(VerificationError(where, "number of events", len(a.events), len(b.events)))
     elif not found and a.root != b.root:
-        found.append(VerificationError(f"{b.path}, after line {len(b.events)}", "root", a.root, b.root))
+        found.append(VerificationError(f"{b.path}, at its end", "root", a.root, b.root))
     return found
 
 
 # ----------------------------------------------------------------------------
 # The format of llama2-rs, in bincode 1.3: metadata {model_path, prompt, steps}, entries [{pos, token, text,
-# logits_hash}], merkle_tree {leaves [hash], root or none}. It commits to pos, token and logits of each step only.
+# logits_hash}], merkle_tree {leaves [hash], root or none}. It commits to pos, token and logits of each step only. Here
+# the metadata is the header, and an entry is a step whose `next` is the next entry's token; after the last it is None.
 
 
 def rust_node(left, right):
@@ -430,168 +434,95 @@ def rust_node(left, right):
     return hashlib.sha256(left + right).digest()
 
 
-def rust_leaf(pos, token, logits):
+def rust_leaf(event):
     """SHA256(pos || token || logits_hash), numbers as little-endian int32"""
-    return hashlib.sha256(struct.pack("<ii", pos, token) + logits).digest()
+    return hashlib.sha256(struct.pack("<ii", event["pos"], event["token"]) + bytes.fromhex(event["logits"])).digest()
 
 
-class RustWriter:
-    """Collects a run's steps and writes them when it is whole, beside the file and then renamed."""
+class RustWriter(Log):
+    """Collects a run's events and writes them when it is whole."""
 
-    level = "step"
+    rust = True
 
     def __init__(self, path, header):
         """header: model_path, prompt and steps"""
-        self.path, self.header, self.entries, self.tree = path, header, [], merkle.MerkleTree(rust_node)
+        self.path, self.events, self.tree = path, [], merkle.MerkleTree(rust_node)
         for field in "model_path", "prompt":
             if any("\ud800" <= c <= "\udfff" for c in header[field]):
                 raise ValueError(f"{path}: {field} is {printable(header[field])}, must be UTF-8 for llama2-rs's format")
+        super().__init__(header)
 
-    def step(self, token, next, piece, logits):
-        event = rust_step(len(self.entries), token, piece, logits)
-        self.entries.append(event)
-        self.tree.append(rust_leaf(event["pos"], token, bytes.fromhex(event["logits"])))
+    def put(self, event):
+        self.events.append(event)
+        if "pos" in event:
+            self.tree.append(rust_leaf(event))
 
     def finish(self):
         def string(text):
-            data = text.encode()
-            return struct.pack("<Q", len(data)) + data
+            return struct.pack("<Q", len(text.encode())) + text.encode()
 
-        parts = [string(self.header["model_path"]), string(self.header["prompt"]),
-                 struct.pack("<QQ", self.header["steps"], len(self.entries))]
-        for event in self.entries:
+        header, *steps = self.events
+        parts = [string(header["model_path"]), string(header["prompt"]), struct.pack("<QQ", header["steps"], len(steps))]
+        for event in steps:
             parts += [struct.pack("<ii", event["pos"], event["token"]), string(event["text"]),
                       bytes.fromhex(event["logits"])]
-        parts += struct.pack("<Q", len(self.tree)), *self.tree.levels[:1], b"\x01", self.tree.root()
+        parts += struct.pack("<Q", len(steps)), *map(rust_leaf, steps), b"\x01", self.tree.root()
         write_whole(self.path, b"".join(parts))
         return self.tree.root().hex()
 
     def close(self):
-        pass
+        """There is no file yet, or it is whole."""
 
 
-def rust_step(pos, token, piece, logits):
-    """A step as llama2-rs records it: text decoded lossily, piece by piece."""
-    return {"pos": pos, "token": token, "text": piece.decode("utf-8", "replace"), "logits": hash_values(logits)}
+def read_rust(path, data):
+    """The bytes of a trace of llama2-rs -> a Trace. Raises ValueError where they are none, and VerificationError where
+    positions are not in order, leaves are not their entries' hashes, or the root is not that of the leaves."""
+    offset = 0
 
+    def take(size, what):
+        nonlocal offset
+        left = len(data) - offset
+        if size > left:
+            raise ValueError(f"{path}: {what} at byte {offset} has {size} bytes, but {left} bytes are left")
+        offset += size
+        return data[offset - size:offset]
 
-def write_whole(path, data):
-    """Write a file so that there is all of it or nothing: beside its place, then renamed. But into a device or pipe."""
-    target = os.path.realpath(path)
-    beside = target if os.path.exists(target) and not os.path.isfile(target) else f"{target}.{os.getpid()}.tmp"
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-        if beside != target:
-            os.replace(beside, target)
-    except BaseException as error:
-        if beside != target and os.path.exists(beside):
-            os.remove(beside)
-        if isinstance(error, OSError):
-            raise OSError(f"{path}: {error.strerror}") from None
-        raise
+    def number(what, form="<Q"):
+        return struct.unpack(form, take(struct.calcsize(form), what))[0]
 
+    def string(what):
+        try:
+            return take(number(f"the length of {what}"), what).decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: {what} before byte {offset} is not UTF-8") from None
 
-class RustChecker:
-    """Compares a run that is made again with a trace of llama2-rs, step by step."""
+    events = [{"model_path": string("model_path"), "prompt": string("prompt"), "steps": number("steps")}]
+    for i in range(number("the number of entries")):
+        pos, token = number("pos", "<i"), number("token", "<i")
+        if i > 0:
+            events[i]["next"] = token
+        events.append({"pos": pos, "token": token, "next": None, "text": string("text"),
+                       "logits": take(32, "logits_hash").hex()})
+    leaves = [take(32, "a leaf") for _ in range(number("the number of leaves"))]
+    some = number("the root's presence", "<B")
+    if some > 1:
+        raise ValueError(f"{path}: the root begins with byte {some}, must be 0 (none) or 1")
+    root = take(32, "the root").hex() if some else None
+    if offset != len(data):
+        raise ValueError(f"{path}: {len(data) - offset} bytes follow the root")
 
-    level = "step"
-
-    def __init__(self, trace, header):
-        self.trace, self.pos = trace, 0
-        for field in header:
-            expected, got = header[field], trace.header[field]
-            if field == "model_path":  # folders may differ
-                expected, got = (re.split(r"[/\\]", value)[-1] for value in (expected, got))
-            if expected != got:
-                raise VerificationError(f"{trace.path}, metadata", field, expected, got)
-
-    def step(self, token, next, piece, logits):
-        event, where = rust_step(self.pos, token, piece, logits), f"{self.trace.path}, entry {self.pos}"
-        self.pos, self.next = self.pos + 1, next
-        if self.pos == len(self.trace.events):
-            raise VerificationError(where, "entry", event, "the end of the trace")
-        if event != self.trace.events[self.pos]:
-            difference(where, event, self.trace.events[self.pos])
-
-    def end(self):
-        if self.pos + 1 < len(self.trace.events):
-            where, event = f"{self.trace.path}, entry {self.pos}", self.trace.events[self.pos + 1]
-            if event["token"] != self.next:  # at which the run was not gone on with
-                raise VerificationError(where, "token", self.next, event["token"])
-            raise VerificationError(where, "entry", "the end of the run", event)
-
-    def conclude(self):
-        pass
-
-
-class RustTrace:
-    """A trace of llama2-rs as read. That leaves are their entries' hashes and what the root is has been compared."""
-
-    def __init__(self, path, data):
-        """Raises ValueError where the data is not such a trace, VerificationError where its parts disagree."""
-        self.path, self.rust, offset = path, True, 0
-
-        def take(form):
-            nonlocal offset
-            if len(data) - offset < struct.calcsize(form):
-                raise ValueError(f"{path}: ends at byte {len(data)}, within a field that begins at byte {offset}")
-            values = struct.unpack_from(form, data, offset)
-            offset += struct.calcsize(form)
-            return values[0] if len(values) == 1 else values
-
-        def count(what, size):
-            n = take("<Q")
-            if n * size > len(data) - offset:
-                raise ValueError(f"{path}: {n} {what} at byte {offset}, but {len(data) - offset} bytes are left")
-            return n
-
-        def string(what):
-            nonlocal offset
-            n = count(f"bytes of {what}", 1)
-            try:
-                text = data[offset:offset + n].decode()
-            except UnicodeDecodeError:
-                raise ValueError(f"{path}: {what} at byte {offset} is not UTF-8") from None
-            offset += n
-            return text
-
-        self.header = {"model_path": string("model_path"), "prompt": string("prompt"), "steps": take("<Q")}
-        self.events = [self.header]
-        for _ in range(count("entries", 48)):
-            pos, token = take("<ii")
-            self.events.append({"pos": pos, "token": token, "text": string("text"), "logits": take("32s").hex()})
-        leaves = [take("32s") for _ in range(count("leaves", 32))]
-        some = take("B")
-        if some > 1:
-            raise ValueError(f"{path}: the root begins with byte {some}, must be 0 (none) or 1")
-        self.root = take("32s").hex() if some else None
-        if offset != len(data):
-            raise ValueError(f"{path}: {len(data) - offset} bytes follow the root")
-
-        self.tree = merkle.MerkleTree(rust_node)
-        if len(leaves) != len(self.events) - 1:
-            raise VerificationError(path, "number of leaves", len(self.events) - 1, len(leaves))
-        for i, (event, leaf) in enumerate(zip(self.events[1:], leaves)):
-            if event["pos"] != i:
-                raise VerificationError(f"{path}, entry {i}", "pos", i, event["pos"])
-            expected = rust_leaf(i, event["token"], bytes.fromhex(event["logits"]))
-            if leaf != expected:
-                raise VerificationError(f"{path}, entry {i}", "leaf", expected.hex(), leaf.hex())
-            self.tree.append(leaf)
-        if self.root != (self.tree.root().hex() if leaves else None):
-            raise VerificationError(path, "root", self.tree.root().hex() if leaves else None, self.root)
-        self.steps = {i: i + 1 for i in range(len(leaves))}
-
-    def included(self, pos):
-        """The index of a step's leaf; all leaves have been compared."""
-        return self.step(pos) - 1
-
-    step = Trace.step
-
-    def inputs(self):
-        """The input tokens of all steps."""
-        return [event["token"] for event in self.events[1:]]
+    trace = Trace(path, events, leaves, root, rust=True)
+    if len(leaves) != len(events) - 1:
+        raise VerificationError(path, "number of leaves", len(events) - 1, len(leaves))
+    for i, (event, leaf) in enumerate(zip(events[1:], leaves)):
+        if event["pos"] != i:
+            raise VerificationError(f"{path}, entry {i}", "pos", i, event["pos"])
+        if leaf != rust_leaf(event):
+            raise VerificationError(f"{path}, entry {i}", "leaf", rust_leaf(event).hex(), leaf.hex())
+    computed = trace.tree.root().hex() if leaves else None
+    if root != computed:
+        raise VerificationError(path, "root", computed, root)
+    return trace
 
 
 # ----------------------------------------------------------------------------
