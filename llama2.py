@@ -43,11 +43,6 @@ from math import cos, dist, exp, fsum, hypot, inf, isfinite, nan, sin, sqrt
 from operator import add, mul, sub
 from struct import pack, unpack
 
-try:
-    from math import sumprod  # Python 3.12
-except ImportError:
-    sumprod = None
-
 import trace
 
 if not hasattr(trace, "Log"):
@@ -86,6 +81,7 @@ class Exact:
 
     name = "exact"
     weight_size = 40  # bytes: a float takes 32 in CPython's allocator, a tuple's pointer to it 8
+    block = 2**13     # weights that are unpacked together: few enough to stay in the processor's cache
 
     @staticmethod
     def dot(a, b):
@@ -103,7 +99,7 @@ class Exact:
         """Rows, each with its squared length beside it: dots needs both. It may grow by rows or by columns."""
 
         def __init__(self, rows=(), squares=None):
-            self.rows = rows or []
+            self.rows = list(rows)
             self._measure(squares)
 
         def _measure(self, squares=None):
@@ -140,12 +136,8 @@ class Exact:
         margin = (matrix.largest + square) * 2.0**-47
         if not isfinite(margin):  # an activation overflowed
             return tuple([Exact.dot(row, x) for row in matrix.rows])
-        if sumprod and LITTLE and isinstance(matrix.rows, Rows):
-            # rows in the map: sumprod makes and drops their floats one by one, a third faster than making tuples first
-            lowest = [guess - margin for guess in map(sumprod, matrix.rows.views(), repeat(x))]
-        else:
-            offset = square + margin
-            lowest = [d * d - s - offset for d, s in zip(map(dist, matrix.rows, repeat(y)), matrix.squares)]
+        offset = square + margin
+        lowest = [d * d - s - offset for d, s in zip(map(dist, matrix.rows, repeat(y)), matrix.squares)]
         form, width = f"{len(lowest)}f", 2 * margin
         low, high = pack(form, *lowest), pack(form, *[value + width for value in lowest])
         if low == high:  # compared as bytes, since -0.0 == 0.0
@@ -216,6 +208,7 @@ class C:
 
     name = "c"
     weight_size = 4  # bytes
+    block = 2**16    # weights: enough for long columns
 
     class Matrix:
         """Columns, since a partial sum is taken for all rows at once: rounding one number by itself costs too much."""
@@ -341,48 +334,7 @@ class Config:
         return self.dim // self.n_heads
 
 
-LITTLE = sys.byteorder == "little"
-
-
-class Rows:
-    """Rows of a matrix in a mapped checkpoint: as many tuples of floats, unpacked whenever one goes over them."""
-
-    def __init__(self, checkpoint, name, layer, first, last):
-        self.checkpoint, self.place = checkpoint, f"{name} of layer {layer}"
-        offset, rows, self.columns = checkpoint.tensors[name]
-        self.start = offset + 4 * self.columns * (layer * rows + first)
-        self.stop = self.start + 4 * self.columns * (last - first)
-
-    def __iter__(self):
-        native = "" if LITTLE else "<"  # what the machine has anyway is read faster
-        with memoryview(self.checkpoint.data)[self.start:self.stop] as window:
-            yield from struct.iter_unpack(f"{native}{self.columns}f", window)
-        self._release()
-
-    def __getitem__(self, index):
-        return struct.unpack_from(f"<{self.columns}f", self.checkpoint.data, self.start + 4 * self.columns * index)
-
-    def views(self):
-        """The rows as views of the file, whose floats are made when they are used; on a little-endian machine."""
-        with memoryview(self.checkpoint.data)[self.start:self.stop] as window, window.cast("f") as numbers:
-            for i in range(0, len(numbers), self.columns):
-                yield numbers[i:i + self.columns]
-        self._release()
-
-    def checked(self):
-        """A list of the rows. Raises ValueError if a number is not finite."""
-        rows = list(self)
-        if not all(map(isfinite, map(sum, rows))):
-            raise ValueError(f"{self.checkpoint.path}: {self.place} holds a weight that is not finite")
-        return rows
-
-    def _release(self):
-        """Let go of the pages: the system keeps them in its cache if it has room, and reads them again if not. It maps
-        more pages than are touched, so a megabyte around these goes as well."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            start, stop = max(0, self.start - 2**20), min(self.stop + 2**20, self.checkpoint.size)
-            start -= start % mmap.PAGESIZE
-            self.checkpoint.data.madvise(mmap.MADV_DONTNEED, start, stop - start)
+NATIVE = "" if sys.byteorder == "little" else "<"  # the machine's own order is read faster by struct
 
 
 class Checkpoint:
@@ -429,29 +381,30 @@ class Checkpoint:
         need(c.head_size % 2 == 0, "dim / n_heads", c.head_size, "even")
 
         kv_dim = c.n_kv_heads * c.head_size
-        norms = {"rms_att": (c.n_layers, 1, c.dim), "rms_ffn": (c.n_layers, 1, c.dim), "rms_final": (1, 1, c.dim)}
-        shapes = {
+        shapes = {  # (layers, rows, columns)
             "embedding": (1, c.vocab_size, c.dim),
-            "rms_att": norms["rms_att"],
+            "rms_att": (c.n_layers, 1, c.dim),
             "wq": (c.n_layers, c.dim, c.dim),
             "wk": (c.n_layers, kv_dim, c.dim),
             "wv": (c.n_layers, kv_dim, c.dim),
             "wo": (c.n_layers, c.dim, c.dim),
-            "rms_ffn": norms["rms_ffn"],
+            "rms_ffn": (c.n_layers, 1, c.dim),
             "w1": (c.n_layers, c.hidden_dim, c.dim),
             "w2": (c.n_layers, c.dim, c.hidden_dim),
             "w3": (c.n_layers, c.hidden_dim, c.dim),
-            "rms_final": norms["rms_final"],
-            "rope_tables": (2, c.seq_len, c.head_size // 2),  # of version 0, read by nobody
+            "rms_final": (1, 1, c.dim),
+            "rope_tables": (2, c.seq_len, c.head_size // 2),  # read by nobody
             "classifier": (1, c.vocab_size, c.dim),
         }
-        if magic == self.MAGIC:  # the norms come first
-            shapes = {**norms, **{name: shape for name, shape in shapes.items() if name not in norms}}
-            del shapes["rope_tables"]
+        order, offset = list(shapes), 28  # of version 0
+        if magic == self.MAGIC:           # version 1: the norms come first, and no tables
+            order = "rms_att rms_ffn rms_final embedding wq wk wv wo w1 w2 w3 classifier".split()
+            offset = 256
         if shared:
-            del shapes["classifier"]
-        self.tensors, offset = {}, 256 if magic == self.MAGIC else 28
-        for name, (layers, rows, columns) in shapes.items():
+            order.remove("classifier")
+        self.tensors = {}  # name -> where it begins in the file, rows and columns of each layer
+        for name in order:
+            layers, rows, columns = shapes[name]
             self.tensors[name] = offset, rows, columns
             offset += 4 * layers * rows * columns
         need(self.size == offset, "size", f"{self.size} bytes", f"{offset} for " + ", ".join(
@@ -459,17 +412,28 @@ class Checkpoint:
         self.tensors.setdefault("classifier", self.tensors["embedding"])
         self.weights = offset // 4
 
-    def rows(self, name, layer=0, first=0, last=None):
-        """The rows first .. last - 1 of a layer's matrix."""
-        return Rows(self, name, layer, first, self.tensors[name][1] if last is None else last)
+    def rows(self, name, layer=0, first=0, last=None, check=True):
+        """The rows first .. last - 1 of a layer's matrix, as tuples of floats. ValueError if one is not finite."""
+        offset, rows, columns = self.tensors[name]
+        start = offset + 4 * columns * (layer * rows + first)
+        stop = offset + 4 * columns * (layer * rows + (rows if last is None else last))
+        with memoryview(self.data)[start:stop] as window:
+            result = list(struct.iter_unpack(f"{NATIVE}{columns}f", window))
+        if check and not all(map(isfinite, map(sum, result))):
+            raise ValueError(f"{self.path}: {name} of layer {layer} holds a weight that is not finite")
+        return result
 
-    def row(self, name, layer=0, index=0):
-        """One row, known to be finite."""
-        (row,) = self.rows(name, layer, index, index + 1).checked()
-        return row
+    def release(self):
+        """Let go of the pages that were read: the system keeps them if it has room, and reads them again if not."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.data.madvise(mmap.MADV_DONTNEED)
 
     def sha256(self):
-        return hashlib.sha256(self.data).hexdigest()
+        digest = hashlib.sha256()
+        for start in range(0, self.size, 2**24):
+            digest.update(self.data[start:start + 2**24])
+            self.release()
+        return digest.hexdigest()
 
     def close(self):
         with contextlib.suppress(BufferError):  # interrupted while a row was being read: closed when that is forgotten
@@ -501,30 +465,17 @@ def share(n, index, count):
     return range(n * index // count, n * (index + 1) // count)
 
 
-class Blocks:
-    """A range of the rows of a layer's matrix, as matrices of a few rows each, made whenever one goes over them.
+class Block:
+    """Some rows of a layer's matrix in the checkpoint, unpacked whenever one asks for them as a matrix."""
 
-    They are small enough for the processor's cache: that is an eighth faster where a matrix has many rows.
-    """
+    def __init__(self, checkpoint, arithmetic, *place):
+        self.checkpoint, self.arithmetic, self.place = checkpoint, arithmetic, place
+        self.squares = None  # what Exact.Matrix needs to know of the rows, once they have been read and checked
 
-    def __init__(self, checkpoint, arithmetic, name, layer, rows):
-        self.arithmetic = arithmetic
-        step = max(1, 2**15 // checkpoint.tensors[name][2])
-        self.rows = [checkpoint.rows(name, layer, i, min(rows.stop, i + step)) for i in rows[::step]]
-        self.squares = [None] * len(self.rows)  # what Exact.Matrix needs to know of the rows, once they have been read
-
-    def __iter__(self):
-        return self.matrices(True)
-
-    def matrices(self, unpacked):
-        """unpacked: with rows as tuples, to be used more than once."""
-        for i, rows in enumerate(self.rows):
-            if self.squares[i] is None:
-                matrix = self.arithmetic.Matrix(rows.checked())
-                self.squares[i] = array("d", matrix.squares)
-            else:
-                matrix = self.arithmetic.Matrix(list(rows) if unpacked else rows, self.squares[i])
-            yield matrix
+    def matrix(self):
+        matrix = self.arithmetic.Matrix(self.checkpoint.rows(*self.place, check=self.squares is None), self.squares)
+        self.squares = self.squares or array("d", matrix.squares)
+        return matrix
 
 
 class Shard:
@@ -533,7 +484,8 @@ class Shard:
     """
 
     def __init__(self, checkpoint, arithmetic, index=0, count=1, unpacked=True):
-        self.arithmetic, self.config = arithmetic, checkpoint.config
+        self.checkpoint, self.arithmetic, self.config = checkpoint, arithmetic, checkpoint.config
+        self.unpacked = unpacked
         c, hs = self.config, self.config.head_size
         self.group = c.n_heads // c.n_kv_heads  # query heads that share a key and value head
         self.heads = heads = share(c.n_heads, index, count)
@@ -544,26 +496,27 @@ class Shard:
         parts = {"wq": range(heads.start * hs, heads.stop * hs), "wk": kv_rows, "wv": kv_rows}
         for name in "wo", "w1", "w2", "w3", "classifier":
             parts[name] = share(checkpoint.tensors[name][1], index, count)
-        self.matrices = {}  # for each layer, blocks of rows
+        self.weights = {}  # name -> for each layer, the matrices or the blocks that its rows are kept in
         for name, rows in parts.items():
-            layers = range(1 if name == "classifier" else c.n_layers)
-            blocks = [Blocks(checkpoint, arithmetic, name, l, rows) for l in layers]
-            self.matrices[name] = list(map(list, blocks)) if unpacked else blocks
+            self.weights[name] = []
+            step = max(1, arithmetic.block // checkpoint.tensors[name][2])
+            for l in range(1 if name == "classifier" else c.n_layers):
+                blocks = [Block(checkpoint, arithmetic, name, l, i, min(rows.stop, i + step)) for i in rows[::step]]
+                self.weights[name].append([block.matrix() for block in blocks] if unpacked else blocks)
+                checkpoint.release()
         self.cache = [None] * c.n_layers  # a layer's keys (pos, hs) and values (hs, pos), by key and value head
         self.angles = []  # of each position: the cosines and the sines, (hs / 2) each
 
-    def rows(self, name, l, xs):
+    def matmul(self, name, l, xs):
         """xs (positions, d) -> (positions, rows of this part): a matrix times each vector."""
-        return self._times(name, l, [self.arithmetic.operand(x) for x in xs])
-
-    def _times(self, name, l, operands):
-        results = [[] for _ in operands]
-        matrices = self.matrices[name][l]
-        if isinstance(matrices, Blocks):
-            matrices = matrices.matrices(len(operands) > 1)
-        for matrix in matrices:
+        operands = [self.arithmetic.operand(x) for x in xs]
+        results = [[] for _ in xs]
+        for matrix in self.weights[name][l]:
+            matrix = matrix if self.unpacked else matrix.matrix()
             for result, operand in zip(results, operands):
                 result += self.arithmetic.dots(matrix, operand)
+        if not self.unpacked:
+            self.checkpoint.release()
         return results
 
     def rope(self, x, pos):
@@ -587,8 +540,7 @@ class Shard:
             self.cache[l] = [{g: A.Matrix() for g in self.kv_heads} for _ in ("keys", "values")]
         keys, values = self.cache[l]
         scale = r(sqrt(hs))
-        operands = [A.operand(x) for x in xs]
-        for q, k, v in zip(*[self._times(name, l, operands) for name in ("wq", "wk", "wv")]):
+        for q, k, v in zip(*[self.matmul(name, l, xs) for name in ("wq", "wk", "wv")]):
             q, k = self.rope(q, pos), self.rope(k, pos)
             for i, g in enumerate(self.kv_heads):
                 keys[g].add_row(tuple(k[i * hs:(i + 1) * hs]))
@@ -612,8 +564,7 @@ class Shard:
         """xs (positions, dim) -> for each position, of this part's rows of w1 and w3: silu(gate) * up, and if observed,
         before it gate and up."""
         results = []
-        operands = [self.arithmetic.operand(x) for x in xs]
-        for gate, up in zip(self._times("w1", l, operands), self._times("w3", l, operands)):
+        for gate, up in zip(self.matmul("w1", l, xs), self.matmul("w3", l, xs)):
             e = self.arithmetic.exps([-a for a in gate])
             sigmoid = R([1.0 / v for v in R([1.0 + v for v in e])])
             swiglu = R([v * u for v, u in zip(R([a * s for a, s in zip(gate, sigmoid)]), up)])
@@ -673,9 +624,9 @@ class Transformer:
                     self._start_worker(index, workers, unpacked)
             self.shard = Shard(self.checkpoint, self.arithmetic, 0, workers, unpacked)
             layers = range(self.config.n_layers)
-            self.rms_att = [self.checkpoint.row("rms_att", l) for l in layers]  # (n_layers, dim)
-            self.rms_ffn = [self.checkpoint.row("rms_ffn", l) for l in layers]  # (n_layers, dim)
-            self.rms_final = self.checkpoint.row("rms_final")                   # (dim)
+            self.rms_att = [self.checkpoint.rows("rms_att", l)[0] for l in layers]  # (n_layers, dim)
+            self.rms_ffn = [self.checkpoint.rows("rms_ffn", l)[0] for l in layers]  # (n_layers, dim)
+            self.rms_final = self.checkpoint.rows("rms_final")[0]                   # (dim)
         except BaseException:
             self.close()
             raise
@@ -710,9 +661,9 @@ class Transformer:
                 raise answer
         return answers
 
-    def _rows(self, name, l, xs):
+    def _matmul(self, name, l, xs):
         """xs (positions, d) -> (positions, n): a whole matrix times each vector."""
-        return [tuple(chain(*parts)) for parts in zip(*self._all("rows", name, l, xs))]
+        return [tuple(chain(*parts)) for parts in zip(*self._all("matmul", name, l, xs))]
 
     def forward(self, token, pos, observe=None):
         """One step: the token at position pos -> logits, an array("f") of vocab_size.
@@ -750,22 +701,22 @@ class Transformer:
                 vectors = see(l, op, [tuple(chain(*vector)) for vector in zip(*parts)])
             return vectors
 
-        xs = [self.checkpoint.row("embedding", 0, token) for token in tokens]  # (positions, dim)
+        xs = [self.checkpoint.rows("embedding", 0, token, token + 1)[0] for token in tokens]  # (positions, dim)
         see(None, "embedding", xs)
         for l in range(c.n_layers):
             # attention, and the residual connection around it
             normed = see(l, "attention_norm", [rmsnorm(A, x, self.rms_att[l]) for x in xs])
             heads = join(l, ["q", "k", "v", "weights", "attention"], self._all("attention", l, pos, normed, observed))
-            out = see(l, "attention_out", self._rows("wo", l, heads))
+            out = see(l, "attention_out", self._matmul("wo", l, heads))
             xs = see(l, "attention_residual", [R(list(map(add, x, y))) for x, y in zip(xs, out)])
             # the feed-forward network, and the residual connection around it
             normed = see(l, "ffn_norm", [rmsnorm(A, x, self.rms_ffn[l]) for x in xs])
             hidden = join(l, ["gate", "up", "swiglu"], self._all("swiglu", l, normed, observed))
-            out = see(l, "ffn_out", self._rows("w2", l, hidden))
+            out = see(l, "ffn_out", self._matmul("w2", l, hidden))
             xs = see(l, "ffn_residual", [R(list(map(add, x, y))) for x, y in zip(xs, out)])
         xs = see(None, "final_norm", [rmsnorm(A, x, self.rms_final) for x in xs])
         self.length = pos + len(tokens)
-        logits = [array("f", row) for row in self._rows("classifier", 0, xs[skip:])]
+        logits = [array("f", row) for row in self._matmul("classifier", 0, xs[skip:])]
         for row in logits:
             if not isfinite(sum(row)):
                 raise ValueError(f"{self.checkpoint.path}: the logits are not finite: the checkpoint is corrupt")
@@ -1265,7 +1216,7 @@ def verify(run, log, args, out):
 def write_array(path, numbers, columns):
     """Write numbers, an array("f"), as a .npy file of so many columns."""
     head = repr({"descr": "<f4", "fortran_order": False, "shape": (len(numbers) // columns, columns)}).encode()
-    if not LITTLE:
+    if NATIVE:
         numbers.byteswap()
     trace.write_whole(path, b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + head.ljust(117) + b"\n" + numbers.tobytes())
 

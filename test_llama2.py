@@ -42,8 +42,8 @@ def measure_speed(path, arithmetic, positions):
     with llama2.Transformer(path, arithmetic) as model:
         c, shard, A = model.config, model.shard, model.arithmetic
         weights = sum(llama2.Checkpoint(path).tensors[name][1] * llama2.Checkpoint(path).tensors[name][2] * len(layers)
-                      for name, layers in shard.matrices.items())
-        flat, x = array("f", model.checkpoint.row("w2") * 64), [math.sin(i) for i in range(c.hidden_dim)]
+                      for name, layers in shard.weights.items())
+        flat, x = array("f", model.checkpoint.rows("w2")[0] * 64), [math.sin(i) for i in range(c.hidden_dim)]
 
         def index_loop():
             n, out = c.hidden_dim, []
@@ -55,7 +55,7 @@ def measure_speed(path, arithmetic, positions):
 
         def primitive(pos):
             vectors = {d: tuple(math.sin(i) for i in range(d)) for d in (c.dim, c.hidden_dim, c.head_size, pos + 1)}
-            matrices = [matrix for layers in shard.matrices.values() for blocks in layers for matrix in blocks]
+            matrices = [matrix for layers in shard.weights.values() for blocks in layers for matrix in blocks]
             for l in range(c.n_layers):
                 for h in shard.heads:
                     matrices += [part[h // shard.group] for part in shard.cache[l]]
@@ -695,7 +695,7 @@ def test_weights_read_from_the_map_give_the_same_operations(files, monkeypatch, 
             for workers in 1, 2:
                 assert list(run_forward(files[shape], arithmetic, tokens, workers)) == unpacked
             with llama2.Transformer(files[shape], arithmetic) as transformer:
-                assert isinstance(transformer.shard.matrices["w1"][0], llama2.Blocks)
+                assert not transformer.shard.unpacked
                 rows = [logits.tobytes() for first in (0, 3) for logits in transformer.batch(tokens[first:first + 3], first)]
                 assert rows == [row for _, row in unpacked]
 
@@ -756,7 +756,7 @@ def test_a_step_that_was_interrupted_is_not_gone_on_from(files, arithmetic, work
         with pytest.raises(ValueError, match="position"):
             transformer.forward(7, 3)
         for connection in [connection for _, connection in transformer.processes]:
-            connection.send((transformer.calls, "rows", ("wo", 0, [[0.0] * 16])))  # an answer that nobody waits for any more
+            connection.send((transformer.calls, "matmul", ("wo", 0, [[0.0] * 16])))  # an answer that nobody waits for any more
         assert [transformer.forward(token, pos) for pos, token in enumerate([1, 5, 9])] == first
 
 
