@@ -20,7 +20,6 @@ It follows llama2.c's run.c section by section, with the standard library alone,
     pos      position in the sequence                    g    key and value head, shared by n_heads / n_kv_heads queries
     logits   unnormalized log-probabilities, (vocab)     R    rounding to binary32, to the nearest, ties to even
 """
-import ast
 import codecs
 import contextlib
 import hashlib
@@ -33,7 +32,6 @@ import signal
 import struct
 import sys
 import time
-import warnings
 from array import array
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
@@ -981,6 +979,83 @@ def chat(transformer, tokenizer, sampler, steps, read, write, user=None, system=
 
 
 # ----------------------------------------------------------------------------
+# Logits as numpy's arrays (format 1.0), to compare programs
+
+
+def write_array(path, numbers, columns):
+    """Write numbers, an array("f"), as a .npy file of so many columns."""
+    head = repr({"descr": "<f4", "fortran_order": False, "shape": (len(numbers) // columns, columns)}).encode()
+    if NATIVE:
+        numbers.byteswap()
+    trace.write_whole(path, b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + head.ljust(117) + b"\n" + numbers.tobytes())
+
+
+class Comparison:
+    """Another program's logits, a .npy file of float32 (steps, vocabulary), beside this run's, step by step.
+
+    Raises ValueError for another type, byte order, shape or order of dimensions, naming both.
+    """
+
+    def __init__(self, path, steps, vocab_size, tolerance):
+        self.path, self.vocab_size, self.tolerance = path, vocab_size, tolerance
+        self.data = trace.read_file(path, 2**32)
+        header = re.match(rb"\x93NUMPY\x01\x00(..)\{'descr': ('.*?'|\[.*?\]), 'fortran_order': (True|False), "
+                          rb"'shape': (\([0-9, ]*\)),? ?\} *\n", self.data, re.S)
+        if not header or struct.unpack("<H", header[1])[0] != header.end() - 10:
+            raise ValueError(f"{path}: not an array of numpy's format 1.0")
+        kind, fortran, shape = (value.decode("latin-1") for value in header.groups()[1:])
+        if kind != "'<f4'":
+            raise ValueError(f"{path}: holds {kind}, must be '<f4', float32 in little-endian order")
+        if fortran != "False":
+            raise ValueError(f"{path}: fortran_order is {fortran}, must be False")
+        rows = re.fullmatch(rf"\(([0-9]{{1,9}}), {vocab_size}\)", shape)
+        if not rows or not 0 < int(rows[1]) <= steps:
+            raise ValueError(f"{path}: shape is {shape}, this run's is ({steps}, {vocab_size}), or fewer steps if it ends "
+                             "by itself")
+        self.rows, self.shape, self.begin = int(rows[1]), shape, header.end()
+        size = self.begin + 4 * self.rows * vocab_size
+        if len(self.data) != size:
+            raise ValueError(f"{path}: size is {len(self.data)} bytes, must be {size} for shape {shape}")
+        self.count, self.agree, self.ulps, self.largest = 0, 0, 0, (0.0, None)  # the last: with its step
+        self.started = self.parted = None  # the first step that differs at all, and beyond the tolerance
+
+    def step(self, logits):
+        """This run's logits of the next step -> a line of the report."""
+        if self.count == self.rows:
+            raise ValueError(f"{self.path}: shape is {self.shape}, but this run has more steps")
+        n, step = self.vocab_size, self.count
+        data = self.data[self.begin + 4 * n * step:][:4 * n]
+        other = struct.unpack(f"<{n}f", data)
+        difference = max(map(abs, map(sub, logits, other))) if isfinite(sum(other)) else inf
+        ulps = max(map(abs, map(sub, ordered(struct.pack(f"<{n}f", *logits)), ordered(data))))
+        mine, others = logits.index(max(logits)), other.index(max(other))
+        self.count, self.agree, self.ulps = step + 1, self.agree + (mine == others), max(self.ulps, ulps)
+        if difference > self.largest[0]:
+            self.largest = difference, step
+        if ulps and self.started is None:
+            self.started = step
+        if difference > self.tolerance and self.parted is None:
+            self.parted = step
+        title = "" if step else f"{'step':>5}  {'largest difference':>18}  {'in ulps':>10}  arg max\n"
+        agreement = f"{mine}" if mine == others else f"{mine} here, {others} there"
+        beyond = " beyond the tolerance" if difference > self.tolerance else ""
+        return f"{title}{step:5}  {difference:18.3g}  {ulps:10}  {agreement}{beyond}\n"
+
+    def end(self):
+        """The end of the report."""
+        if self.count != self.rows:
+            raise ValueError(f"{self.path}: shape is {self.shape}, but this run's is ({self.count}, {self.vocab_size})")
+        return (f"largest difference: {self.largest[0]:.3g} at step {self.largest[1]}; in ulps: {self.ulps}\n"
+                f"arg max agrees at {self.agree} of {self.count} steps\n"
+                f"first step that differs: {self.started}; first beyond the tolerance: {self.parted}\n")
+
+
+def ordered(data):
+    """Bytes of little-endian float32 -> integers in the order of the numbers: neighbours are 1 apart."""
+    return [i if i >= 0 else -(i & 0x7FFFFFFF) for i in struct.unpack(f"<{len(data) // 4}i", data)]
+
+
+# ----------------------------------------------------------------------------
 # Command line
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -1057,41 +1132,36 @@ def parse(argv):
     return args
 
 
-def given(value, default):
-    return default if value is None else value
-
-
-def adopt(args, log):
-    """Take options that are not given from a trace. Those that are given are claims: the run is made with them and
-    differs from the trace where they are wrong. A trace of llama2-rs does not commit to options: it gives none."""
-    if args.like is None:
-        pair = log.header.get("arithmetic"), log.header.get("rng")
-        args.like = "llama2-rs" if log.rust else "llama2.c" if pair == LIKE["llama2.c"] else None
-    if log.rust != (args.like == "llama2-rs"):
-        got = "llama2-rs's" if log.rust else "this program's own"
-        raise trace.VerificationError(log.path, "format", f"that of --like {args.like}", got)
-    if log.rust:
-        return
-    for option, field in {"temperature": "temperature", "p_value": "p_value", "seed": "seed", "steps": "steps",
-                          "input_prompt": "prompt", "trace_level": "level"}.items():
-        setattr(args, option, given(getattr(args, option), log.header[field]))
-
-
 class Run:
-    """What the options ask for: the model, the tokenizer, the sampler, the encoded prompt, the number of steps."""
+    """What the options ask for: the model, the tokenizer, the sampler, the encoded prompt, the number of steps.
 
-    def __init__(self, args):
-        self.like, self.level = args.like, given(args.trace_level, "step")
-        arithmetic, rng = LIKE[args.like]
-        self.sampler = Sampler(given(args.temperature, 1.0), given(args.p_value, 0.9),
-                               args.seed or time.time_ns() % MASK + 1, rng, arithmetic)
+    log is a trace to verify. Options that are not given are taken from it; those that are given are claims: the run is
+    made with them and differs from the trace where they are wrong. (A trace of llama2-rs holds no options.)
+    """
+
+    def __init__(self, args, log=None):
+        held = log.header if log and not log.rust else {}
+
+        def option(name, field, default):
+            value = getattr(args, name)
+            return held.get(field, default) if value is None else value
+
+        self.like = args.like
+        if log and not self.like and (log.rust or (held["arithmetic"], held["rng"]) == LIKE["llama2.c"]):
+            self.like = "llama2-rs" if log.rust else "llama2.c"
+        if log and log.rust != (self.like == "llama2-rs"):
+            got = "llama2-rs's" if log.rust else "this program's own"
+            raise trace.VerificationError(log.path, "format", f"that of --like {self.like}", got)
+        arithmetic, rng = LIKE[self.like]
+        self.sampler = Sampler(option("temperature", "temperature", 1.0), option("p_value", "p_value", 0.9),
+                               option("seed", "seed", 0) or time.time_ns() % MASK + 1, rng, arithmetic)
+        self.level, self.prompt = option("trace_level", "level", "step"), option("input_prompt", "prompt", "")
         self.path, tokenizer = find_files(args)
         self.transformer = Transformer(self.path, arithmetic, args.workers)
         try:
             context = self.transformer.config.seq_len
-            self.steps = min(given(args.steps, 256) or context, context)
+            self.steps = min(option("steps", "steps", 256) or context, context)
             self.tokenizer = Tokenizer(tokenizer, self.transformer.config.vocab_size)
-            self.prompt = given(args.input_prompt, "")
             self.tokens = self.tokenizer.encode(self.prompt)
         except BaseException:
             self.transformer.close()
@@ -1114,76 +1184,91 @@ class Run:
 
 def find_files(args):
     """The paths of checkpoint and tokenizer."""
-    if args.checkpoint is None:
-        stories = os.path.join(HERE, "stories")
-        return os.path.join(stories, "model.bin"), given(args.tokenizer, os.path.join(stories, "tokenizer.bin"))
-    beside = os.path.join(os.path.dirname(args.checkpoint), "tokenizer.bin")
-    return args.checkpoint, given(args.tokenizer, beside if os.path.exists(beside) else "tokenizer.bin")
+    folder = os.path.join(HERE, "stories") if args.checkpoint is None else os.path.dirname(args.checkpoint)
+    checkpoint = os.path.join(folder, "model.bin") if args.checkpoint is None else args.checkpoint
+    beside = os.path.join(folder, "tokenizer.bin")
+    found = beside if os.path.exists(beside) else "tokenizer.bin"
+    return checkpoint, found if args.tokenizer is None else args.tokenizer
+
+
+def check_output(path, *sources):
+    """Raise ValueError if a file cannot be written, or would overwrite what the run reads."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path or ".") or not os.access(folder, os.W_OK):
+        raise ValueError(f"{path}: cannot be written, in {folder}")
+    for source in sources:
+        if source is not None and os.path.exists(path) and os.path.samefile(path, source):
+            raise ValueError(f"{path}: is read, and would be overwritten")
 
 
 def tell(run, args, out):
     """Generate text, and beside it what is asked for: a trace, the logits, a comparison of them."""
-    write = printer(out, run.like)
     check_length(run.tokens, run.transformer)
-    for path in (path for path in (args.trace, args.logits) if path is not None):
-        folder = os.path.dirname(os.path.realpath(path))
-        if os.path.isdir(path or ".") or not os.access(folder, os.W_OK):
-            raise ValueError(f"{path}: cannot be written, in {folder}")
-        for source in filter(None, (run.path, run.tokenizer.path, args.compare)):
-            if os.path.exists(path) and os.path.samefile(path, source):
-                raise ValueError(f"{path}: is read, and would be overwritten")
+    for path in args.trace, args.logits:
+        if path is not None:
+            check_output(path, run.path, run.tokenizer.path, args.compare)
     if None not in (args.trace, args.logits) and os.path.realpath(args.trace) == os.path.realpath(args.logits):
         raise ValueError(f"{args.trace}: is to be both --trace and --logits")
-    vocab_size = run.transformer.config.vocab_size
+    write, vocab_size = printer(out, run.like), run.transformer.config.vocab_size
+    comparison = log = None
+    if args.compare is not None:
+        comparison = Comparison(args.compare, run.steps, vocab_size, args.tolerance or 0.0)
     with contextlib.ExitStack() as files:
-        reference = log = None
-        if args.compare is not None:
-            reference = files.enter_context(contextlib.closing(Reference(args.compare, run.steps, vocab_size)))
-        Writer = trace.RustWriter if run.like == "llama2-rs" else trace.Writer
         if args.trace is not None:
+            Writer = trace.RustWriter if run.like == "llama2-rs" else trace.Writer
             log = files.enter_context(contextlib.closing(Writer(args.trace, run.header())))
         if not args.seed and (log or run.sampler.temperature > 0):
             print(f"seed: {run.sampler.seed}", file=sys.stderr)
         begin, logits = time.perf_counter(), array("f")
-        for step in run.generate(log, logits=args.logits is not None or reference is not None):
+        for step in run.generate(log, logits=args.logits is not None or comparison is not None):
             if log:
                 log.step(step.token, step.next, step.piece, step.logits)
             if args.logits is not None:
                 logits += step.logits
-            if reference:
-                out.write(reference.compare(step.logits, given(args.tolerance, 0.0)).encode())
+            if comparison:
+                out.write(comparison.step(step.logits).encode())
             elif step.next != BOS or run.like == "llama2-rs":
                 write(step.piece)
-        if reference:
-            out.write(reference.finish().encode())
+        if comparison:
+            out.write(comparison.end().encode())
         else:
             write(b"\n")
         if args.logits is not None:
             write_array(args.logits, logits, vocab_size)
         if log:
             print(f"root: {log.finish()}", file=sys.stderr)
-        rate = (step.pos + 1) / (time.perf_counter() - begin)  # of all positions; run.c leaves out the first
-        print(f"achieved tok/s: {rate:.1f}", file=sys.stderr)
-    return 1 if reference and reference.parted is not None else 0
+    rate = (step.pos + 1) / (time.perf_counter() - begin)  # of all positions; run.c leaves out the first
+    print(f"achieved tok/s: {rate:.1f}", file=sys.stderr)
+    return 1 if comparison and comparison.parted is not None else 0
+
+
+def progress(steps, goal):
+    """Pass steps on, and on a terminal show how far they are."""
+    begin = shown = time.perf_counter()
+    try:
+        for step in steps:
+            yield step
+            now = time.perf_counter()
+            if sys.stderr.isatty() and now - shown > 0.2:
+                rate, shown = (step.pos + 1) / (now - begin), now
+                print(f"\r{step.pos + 1} of {goal} steps, {rate:.1f} steps/s, {(goal - step.pos - 1) / rate:.0f} s left  ",
+                      end="", file=sys.stderr, flush=True)
+    finally:
+        if shown > begin:
+            print(file=sys.stderr)
 
 
 def verify(run, log, args, out):
     """Make the run of a trace again and compare. Raises trace.VerificationError at the first difference."""
     last = args.verify_iteration
     goal = len(log.steps) if last is None else last + 1
-    begin = shown = time.perf_counter()
+    foreseen = [log.events[index]["next"] for index in log.steps.values()][len(run.tokens) - 1:-1]
     try:
         checker = trace.Checker(log, run.header())
-        with contextlib.suppress(trace.EndOfTrace):
-            nexts = [log.events[index]["next"] for index in log.steps.values()]
-            for step in run.generate(checker, foreseen=nexts[len(run.tokens) - 1:-1]):
+        with contextlib.suppress(trace.EndOfTrace), contextlib.closing(
+                progress(run.generate(checker, foreseen=foreseen), goal)) as steps:
+            for step in steps:
                 checker.step(step.token, step.next, step.piece, step.logits)
-                now = time.perf_counter()
-                if sys.stderr.isatty() and now - shown > 0.2:
-                    rate, shown = (step.pos + 1) / (now - begin), now
-                    left = (goal - step.pos - 1) / rate
-                    print(f"\r{step.pos + 1} of {goal} steps, {rate:.1f} steps/s, {left:.0f} s left  ",
-                          end="", file=sys.stderr, flush=True)
                 if step.pos == last:
                     break
             else:
@@ -1195,9 +1280,6 @@ def verify(run, log, args, out):
         elif run.sampler.arithmetic is C:
             error.args = f"{error} (in the arithmetic `c` this may only be another C library)",
         raise
-    finally:
-        if shown > begin:
-            print(file=sys.stderr)
     out.write(f"verified: {goal} steps computed again and found equal\n".encode())
     if last is not None:
         out.write(f"step {last} is leaf {log.included(last)} of {len(log.tree)} under the root\n".encode())
@@ -1207,101 +1289,6 @@ def verify(run, log, args, out):
         "only recomputed from the file itself; compare it with the one that was published")
     out.write(f"root: {log.tree.root().hex()}, {basis}\n".encode())
     return 0
-
-
-# ----------------------------------------------------------------------------
-# Logits as numpy's arrays (format 1.0), to compare programs
-
-
-def write_array(path, numbers, columns):
-    """Write numbers, an array("f"), as a .npy file of so many columns."""
-    head = repr({"descr": "<f4", "fortran_order": False, "shape": (len(numbers) // columns, columns)}).encode()
-    if NATIVE:
-        numbers.byteswap()
-    trace.write_whole(path, b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + head.ljust(117) + b"\n" + numbers.tobytes())
-
-
-class Reference:
-    """Another program's logits, a .npy file of float32 (steps, vocabulary), to compare this run's with, row by row.
-
-    Raises ValueError for another type, byte order, shape or order of dimensions, naming both.
-    """
-
-    def __init__(self, path, steps, vocab_size):
-        self.path = path
-        self.file = open(path, "rb")
-        try:
-            self.shape = self._read_header(path, steps, vocab_size)
-        except BaseException:
-            self.file.close()
-            raise
-        self.count, self.largest, self.ulps, self.agree = 0, (0.0, None), 0, 0
-        self.started = self.parted = None  # the first step that differs at all, and beyond the tolerance
-
-    def _read_header(self, path, steps, vocab_size):
-        size = os.fstat(self.file.fileno()).st_size
-        try:
-            magic, version, length = struct.unpack("<6sHH", self.file.read(10))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the parser's, of a header that is odd Python
-                head = ast.literal_eval(self.file.read(length).decode("latin-1").strip())
-            kind, fortran, shape = head["descr"], head["fortran_order"], head["shape"]
-            if magic != b"\x93NUMPY" or version != 1 or len(head) != 3:
-                raise ValueError
-        except (struct.error, ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError):
-            raise ValueError(f"{path}: not an array of numpy's format 1.0") from None
-        if kind != "<f4":
-            raise ValueError(f"{path}: holds {kind!r}, must be '<f4', float32 in little-endian order")
-        if fortran is not False:
-            raise ValueError(f"{path}: fortran_order is {fortran!r}, must be False")
-        wanted = f"this run's is ({steps}, {vocab_size}), or fewer steps if it ends by itself"
-        if not (isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int for n in shape)
-                and 0 < shape[0] <= steps and shape[1] == vocab_size):
-            raise ValueError(f"{path}: shape is {shape!r}, {wanted}")
-        whole = 10 + length + 4 * shape[0] * shape[1]
-        if size != whole:
-            raise ValueError(f"{path}: size is {size} bytes, must be {whole} for shape {shape}")
-        return shape
-
-    def compare(self, logits, tolerance):
-        """This run's logits of the next step -> a line of the report."""
-        step, self.count = self.count, self.count + 1
-        if step == self.shape[0]:
-            raise ValueError(f"{self.path}: shape is {self.shape}, but this run has more steps")
-        data = self.file.read(4 * self.shape[1])
-        other = unpack(f"<{self.shape[1]}f", data)
-        difference = max(map(abs, map(sub, logits, other))) if isfinite(sum(other)) else inf
-        ulps = max(map(abs, map(sub, ordered(pack(f"<{len(logits)}f", *logits)), ordered(data))))
-        mine, others = logits.index(max(logits)), other.index(max(other))
-        self.largest = max(self.largest, (difference, step), key=lambda pair: pair[0])
-        self.ulps, self.agree = max(self.ulps, ulps), self.agree + (mine == others)
-        if self.started is None and ulps:
-            self.started = step
-        if self.parted is None and difference > tolerance:
-            self.parted = step
-        title = "" if step else f"{'step':>5}  {'largest difference':>18}  {'in ulps':>10}  arg max\n"
-        agreement = f"{mine}" if mine == others else f"{mine} here, {others} there"
-        beyond = " beyond the tolerance" if difference > tolerance else ""
-        return f"{title}{step:5}  {difference:18.3g}  {ulps:10}  {agreement}{beyond}\n"
-
-    def finish(self):
-        """The end of the report."""
-        if self.count != self.shape[0]:
-            raise ValueError(f"{self.path}: shape is {self.shape}, but this run's is ({self.count}, {self.shape[1]})")
-        return (f"largest difference: {self.largest[0]:.3g} at step {self.largest[1]}; in ulps: {self.ulps}\n"
-                f"arg max agrees at {self.agree} of {self.count} steps\n"
-                f"first step that differs: {self.started}; first beyond the tolerance: {self.parted}\n")
-
-    def close(self):
-        self.file.close()
-
-
-def ordered(data):
-    """Bytes of little-endian float32 -> integers in the order of the numbers: neighbours are 1 apart."""
-    return [i if i >= 0 else -(i & 0x7FFFFFFF) for i in unpack(f"<{len(data) // 4}i", data)]
-
-
-# ----------------------------------------------------------------------------
 
 
 def converse(run, args, out):
@@ -1338,8 +1325,7 @@ def dispatch(args, out):
             raise trace.VerificationError(log.path, "root", args.root, log.root)
         if args.verify_iteration is not None:
             log.step(args.verify_iteration)
-        adopt(args, log)
-    run = Run(args)
+    run = Run(args, log)
     with run.transformer:
         if log:
             return verify(run, log, args, out)
