@@ -531,9 +531,10 @@ class Shard:
         return tuple(rotated)
 
     def attention(self, l, pos, xs, observed):
-        """xs (positions, dim), the normalized activations from pos on -> for each position, of this part's heads: the
-        attention, and if observed, before it q, k, v and the heads' softmax weights."""
-        A, hs, results = self.arithmetic, self.config.head_size, []
+        """xs (positions, dim), the normalized activations from pos on -> each operation's results (positions, n) for the
+        heads of this part, by name; only the last, the attention, if nobody observes."""
+        A, hs = self.arithmetic, self.config.head_size
+        results = {"q": [], "k": [], "v": [], "weights": [], "attention": []}
         if pos == 0:
             self.cache[l] = [{g: A.Matrix() for g in self.kv_heads} for _ in ("keys", "values")]
         keys, values = self.cache[l]
@@ -543,31 +544,31 @@ class Shard:
             for i, g in enumerate(self.kv_heads):
                 keys[g].add_row(tuple(k[i * hs:(i + 1) * hs]))
                 values[g].add_column(v[i * hs:(i + 1) * hs])
+            pos += 1  # so many keys and values there are
             scores, attention = [], []
             for i, h in enumerate(self.heads):
                 scores += A.dots(keys[h // self.group], A.operand(q[i * hs:(i + 1) * hs]))
-            n = pos + 1
-            weights = softmax(A, R([s / scale for s in scores]), n)
+            weights = softmax(A, R([s / scale for s in scores]), pos)
             for i, h in enumerate(self.heads):
-                attention += A.dots(values[h // self.group], A.operand(weights[i * n:(i + 1) * n]))
-            if observed:
-                mine = slice((len(self.kv_heads) - len(self.reported)) * hs, None)  # an unreported head comes first
-                results.append((q, k[mine], v[mine], weights, attention))
-            else:
-                results.append((attention,))
-            pos = n
-        return results
+                attention += A.dots(values[h // self.group], A.operand(weights[i * pos:(i + 1) * pos]))
+            mine = (len(self.kv_heads) - len(self.reported)) * hs  # an unreported head comes first
+            for op, vector in zip(results, (q, k[mine:], v[mine:], weights, attention)):
+                results[op].append(vector)
+        return results if observed else {"attention": results["attention"]}
 
     def swiglu(self, l, xs, observed):
-        """xs (positions, dim) -> for each position, of this part's rows of w1 and w3: silu(gate) * up, and if observed,
-        before it gate and up."""
-        results = []
-        for gate, up in zip(self.matmul("w1", l, xs), self.matmul("w3", l, xs)):
+        """xs (positions, dim) -> likewise gate, up and silu(gate) * up, for this part's rows of w1 and w3."""
+        gates, ups, results = self.matmul("w1", l, xs), self.matmul("w3", l, xs), []
+        for gate, up in zip(gates, ups):
             e = self.arithmetic.exps([-a for a in gate])
             sigmoid = R([1.0 / v for v in R([1.0 + v for v in e])])
-            swiglu = R([v * u for v, u in zip(R([a * s for a, s in zip(gate, sigmoid)]), up)])
-            results.append((gate, up, swiglu) if observed else (swiglu,))
-        return results
+            results.append(R([v * u for v, u in zip(R([a * s for a, s in zip(gate, sigmoid)]), up)]))
+        return {"gate": gates, "up": ups, "swiglu": results} if observed else {"swiglu": results}
+
+
+def join(parts):
+    """parts (shards, positions, n) -> (positions, shards * n): each position's vector put together."""
+    return [tuple(chain(*vectors)) for vectors in zip(*parts)]
 
 
 def work(connection, other_end, path, *part):
@@ -659,10 +660,6 @@ class Transformer:
                 raise answer
         return answers
 
-    def _matmul(self, name, l, xs):
-        """xs (positions, d) -> (positions, n): a whole matrix times each vector."""
-        return [tuple(chain(*parts)) for parts in zip(*self._all("matmul", name, l, xs))]
-
     def forward(self, token, pos, observe=None):
         """One step: the token at position pos -> logits, an array("f") of vocab_size.
 
@@ -692,11 +689,10 @@ class Transformer:
                 observe(l, op, vector)
             return vectors
 
-        def join(l, ops, answers):
-            """answers[shard][position][operation] -> put the shards' parts of each operation together, by position;
-            return those of the last operation, the only one if nobody observes."""
-            for op, *parts in zip(ops if observed else ops[-1:], *[zip(*positions) for positions in answers]):
-                vectors = see(l, op, [tuple(chain(*vector)) for vector in zip(*parts)])
+        def see_all(l, answers):
+            """Put the shards' results of each operation together; return the last one's."""
+            for op in answers[0]:
+                vectors = see(l, op, join([answer[op] for answer in answers]))
             return vectors
 
         xs = [self.checkpoint.rows("embedding", 0, token, token + 1)[0] for token in tokens]  # (positions, dim)
@@ -704,17 +700,17 @@ class Transformer:
         for l in range(c.n_layers):
             # attention, and the residual connection around it
             normed = see(l, "attention_norm", [rmsnorm(A, x, self.rms_att[l]) for x in xs])
-            heads = join(l, ["q", "k", "v", "weights", "attention"], self._all("attention", l, pos, normed, observed))
-            out = see(l, "attention_out", self._matmul("wo", l, heads))
+            heads = see_all(l, self._all("attention", l, pos, normed, observed))
+            out = see(l, "attention_out", join(self._all("matmul", "wo", l, heads)))
             xs = see(l, "attention_residual", [R(list(map(add, x, y))) for x, y in zip(xs, out)])
             # the feed-forward network, and the residual connection around it
             normed = see(l, "ffn_norm", [rmsnorm(A, x, self.rms_ffn[l]) for x in xs])
-            hidden = join(l, ["gate", "up", "swiglu"], self._all("swiglu", l, normed, observed))
-            out = see(l, "ffn_out", self._matmul("w2", l, hidden))
+            hidden = see_all(l, self._all("swiglu", l, normed, observed))
+            out = see(l, "ffn_out", join(self._all("matmul", "w2", l, hidden)))
             xs = see(l, "ffn_residual", [R(list(map(add, x, y))) for x, y in zip(xs, out)])
         xs = see(None, "final_norm", [rmsnorm(A, x, self.rms_final) for x in xs])
         self.length = pos + len(tokens)
-        logits = [array("f", row) for row in self._matmul("classifier", 0, xs[skip:])]
+        logits = [array("f", row) for row in join(self._all("matmul", "classifier", 0, xs[skip:]))]
         for row in logits:
             if not isfinite(sum(row)):
                 raise ValueError(f"{self.checkpoint.path}: the logits are not finite: the checkpoint is corrupt")
