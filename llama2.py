@@ -7,11 +7,11 @@
 It follows llama2.c's run.c section by section, with the standard library alone, but:
 
 - its arithmetic is defined to the bit (below), in a dialect of its own or in run.c's (--like llama2.c);
-- matrices are split over worker processes (--workers), and read from the map if they do not fit the memory;
+- worker processes can share the work (--workers), and a model too large for memory is read from the mapped file;
 - a run can leave a log that proves it (trace.py);
-- an option out of range, a prompt beyond the context, or a malformed file is an error, not mended or run into;
-- run.c's odder habits are left out: lines of a chat cut at 511 bytes, BOS taking part in merges, a missing token " "
-  encoded as -1, <0x41xyz> decoded as a byte, and reading before an array when top-p finds no candidate;
+- an option out of range, a prompt beyond the context or a malformed file is an error, never silently corrected;
+- some oddities of run.c are left out: chat lines cut at 511 bytes, BOS taking part in merges, a missing token " "
+  encoded as -1, <0x41xyz> decoded as a byte, a read before an array's start when top-p finds no candidate;
 - quantized checkpoints (version 2) are not supported.
 
     x        activations, a tuple of dim floats          l    layer, 0 .. n_layers - 1
@@ -52,8 +52,10 @@ if not hasattr(trace, "Log"):
     sys.exit(2)
 
 # ----------------------------------------------------------------------------
-# Arithmetic. Every number is a binary32 value held in a Python float. An operation on two of them is done in binary64
-# and rounded by R: for + - * / and sqrt that is the correctly rounded binary32 result, since 53 >= 2 * 24 + 2 bits.
+# Arithmetic (run.c: C's float, and softmax, rmsnorm)
+#
+# Every number is a binary32 value held in a Python float. An operation on two of them is done in binary64 and rounded
+# by R: for + - * / and sqrt that is the correctly rounded binary32 result, since 53 >= 2 * 24 + 2 bits.
 
 
 def R(values):
@@ -68,13 +70,13 @@ def r(value):
 
 
 class Exact:
-    """The dialect `exact`: sums are the exact real sum, rounded to binary64 and then to binary32; exp, cos, sin and pow
-    are correctly rounded to binary32. No result of the model depends on an order of summation or on a C library. (The
+    """The dialect `exact`: a sum is the exact real sum, rounded to binary64 and then to binary32; exp, cos, sin and pow
+    are correctly rounded to binary32. So no result of the model depends on the order of a sum or on a C library. (The
     sampler's running sums go left to right in both dialects.)
 
-    It is made fast by Ziv's test: guess in binary64, bound the guess's error by a margin, and if guess - margin and
-    guess + margin round to the same binary32, that is the result. Else, about once in 20,000 dot products of the
-    embedded model and hardly ever in exp, go by the definition.
+    Ziv's test makes it fast: guess in binary64, bound the guess's error by a margin, and if guess - margin and guess +
+    margin round to the same binary32, that is the result. If not, which happens about once in 20,000 dot products of
+    the embedded model and hardly ever in exp, compute it by the definition.
     """
 
     name = "exact"
@@ -94,7 +96,7 @@ class Exact:
         return r(fsum(values))
 
     class Matrix:
-        """Rows, each with its squared length beside it: dots needs both. It may grow by rows or by columns."""
+        """Rows, and the squared length of each, as dots needs them. Grows by rows (keys) or by columns (values)."""
 
         def __init__(self, rows=(), squares=None):
             self.rows = list(rows)
@@ -117,7 +119,7 @@ class Exact:
 
     @staticmethod
     def operand(x):
-        """x (d) as dots wants it, prepared once for all matrices that it meets: x, -x/2 and |x/2|^2."""
+        """x (d) as dots wants it, prepared once for all rows that it meets: x, -x/2 and |x/2|^2."""
         y = tuple([-0.5 * v for v in x])
         return x, y, hypot(*y) ** 2
 
@@ -125,10 +127,10 @@ class Exact:
     def dots(matrix, operand):
         """matrix (n, d), operand of x (d) -> (n): the dot product of every row w with x.
 
-        The guess is w.x = |w + x/2|^2 - |w|^2 - |x/2|^2. The first term is the square of math.dist, a loop in C that is
-        accurate to an ulp and the fastest over two vectors in the standard library: 1.6 times as fast as sumprod,
-        four times as fast as sum(map(mul, w, x)). The guess's error is then below 3 * 2^-50 of |w|^2 + |x/2|^2, and
-        the margin is more than twice that for the longest row.
+        The guess is w.x = |w + x/2|^2 - |w|^2 - |x/2|^2. The first term is the square of math.dist(w, -x/2), a loop in
+        C that is accurate to an ulp and the fastest over two vectors that the standard library has: 1.6 times as fast
+        as sumprod, four times as fast as sum(map(mul, w, x)). The guess's error is then below 3 * 2^-50 times
+        |w|^2 + |x/2|^2, and the margin is more than twice that for the longest row.
         """
         x, y, square = operand
         margin = (matrix.largest + square) * 2.0**-47
@@ -172,7 +174,7 @@ class Exact:
         return certified(sin(a), lambda d: decimal_cos(d(a) - PI / 2))
 
 
-LESS, MORE = 1 - 2.0**-50, 1 + 2.0**-50  # the margin of a guess by the C library, good to four ulps at least
+LESS, MORE = 1 - 2.0**-50, 1 + 2.0**-50  # the margin of a guess by the C library: four ulps or more
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798")
 
 
@@ -187,8 +189,9 @@ def decimal_cos(a):
 
 
 def certified(guess, exactly):
-    """The binary32 nearest to a number that is no tie, from a binary64 guess good to 2^-50 and a function that works
-    it out in decimal. The guess leaves one candidate, or two neighbours: on which side of their middle is the number?
+    """The binary32 nearest to a number, from a binary64 guess good to 2^-50 and a function that computes the number in
+    decimal. The guess leaves one candidate, or two neighbours: then, on which side of their middle is the number? (It
+    is never the middle itself: exp, cos, sin and pow have no ties here.)
     """
     low, high = sorted(R((guess * LESS, guess * MORE)))
     if low == high or guess != guess:  # the second: nan
@@ -200,8 +203,9 @@ def certified(guess, exactly):
 
 
 class C:
-    """The dialect `c`: sums run left to right, every product and every partial sum rounded, and exp, cos, sin, pow are
-    the C library's: the bits of llama2.c (built without -ffast-math and without FMA contraction) and of llama2-rs.
+    """The dialect `c`: sums run left to right, with every product and every partial sum rounded, and exp, cos, sin and
+    pow are the C library's. These are the bits of llama2.c, built without -ffast-math and without FMA contraction, and
+    of llama2-rs.
     """
 
     name = "c"
@@ -209,7 +213,7 @@ class C:
     block = 2**16    # weights: enough for long columns
 
     class Matrix:
-        """Columns, since a partial sum is taken for all rows at once: rounding one number by itself costs too much."""
+        """Columns: dots advances the partial sums of all rows together, since rounding numbers one by one is slow."""
 
         squares = ()
 
@@ -314,7 +318,8 @@ def rmsnorm(arithmetic, x, weight):
 
 
 # ----------------------------------------------------------------------------
-# Checkpoint: the file formats of llama2.c's export.py, versions 0 and 1
+# Checkpoint: the formats of llama2.c's export.py, versions 0 and 1 (run.c: Config, TransformerWeights,
+# memory_map_weights, read_checkpoint)
 
 
 @dataclass
@@ -336,7 +341,7 @@ NATIVE = "" if sys.byteorder == "little" else "<"  # the machine's own order is 
 
 
 class Checkpoint:
-    """A checkpoint file, mapped into memory: its config, and its weights wherever one asks for them.
+    """A checkpoint file, mapped into memory: its config, and its weights when asked for.
 
     Raises ValueError, naming the file, the field and the values, if the file is not a whole checkpoint.
     """
@@ -411,7 +416,7 @@ class Checkpoint:
         self.weights = offset // 4
 
     def rows(self, name, layer=0, first=0, last=None, check=True):
-        """The rows first .. last - 1 of a layer's matrix, as tuples of floats. ValueError if one is not finite."""
+        """Rows first .. last - 1 of a layer's matrix, a list of tuples of floats. ValueError if one is not finite."""
         offset, rows, columns = self.tensors[name]
         start = offset + 4 * columns * (layer * rows + first)
         stop = offset + 4 * columns * (layer * rows + (rows if last is None else last))
@@ -422,7 +427,7 @@ class Checkpoint:
         return result
 
     def release(self):
-        """Let go of the pages that were read: the system keeps them if it has room, and reads them again if not."""
+        """Unmap the pages that were read: the system keeps them if it has room, and reads them again if it had not."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self.data.madvise(mmap.MADV_DONTNEED)
 
@@ -434,16 +439,16 @@ class Checkpoint:
         return digest.hexdigest()
 
     def close(self):
-        with contextlib.suppress(BufferError):  # interrupted while a row was being read: closed when that is forgotten
+        with contextlib.suppress(BufferError):  # interrupted within rows(): closed when its view is dropped
             self.data.close()
 
 
 # ----------------------------------------------------------------------------
-# Transformer: what one process computes, and the forward pass over all of them
+# Transformer: the part of one process, and the forward pass over all parts (run.c: RunState, matmul, forward)
 
 
 def free_memory():
-    """Bytes that this process may use: what the system has available, within the limits of its group and its user."""
+    """Bytes that this process may use: what the system has available, within the limits of its cgroup and its user."""
     limits = []
     for path, pattern, unit in [("/proc/meminfo", "MemAvailable: +([0-9]+)", 1024),
                                 ("/sys/fs/cgroup/memory.max", "([0-9]+)", 1)]:
@@ -452,7 +457,7 @@ def free_memory():
     with contextlib.suppress(ImportError):
         import resource
         limits += [n for n in resource.getrlimit(resource.RLIMIT_AS)[:1] if n != resource.RLIM_INFINITY]
-    if not limits:  # not a Linux: half of the memory there is, or of 8 GiB
+    if not limits:  # not on Linux: half of the memory there is, or of 8 GiB
         with contextlib.suppress(AttributeError, ValueError, OSError):
             limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     return min(limits, default=2**32)
@@ -464,7 +469,7 @@ def share(n, index, count):
 
 
 class Block:
-    """Some rows of a layer's matrix in the checkpoint, unpacked whenever one asks for them as a matrix."""
+    """Some rows of a layer's matrix in the mapped file, unpacked whenever their matrix is asked for."""
 
     def __init__(self, checkpoint, arithmetic, *place):
         self.checkpoint, self.arithmetic, self.place = checkpoint, arithmetic, place
@@ -477,8 +482,8 @@ class Block:
 
 
 class Shard:
-    """One process's part of the model: some heads of every layer with their keys and values, some rows of every other
-    matrix. A model in one process is shard 0 of 1. Each method takes the vectors of consecutive positions at once.
+    """One process's part of the model: in every layer some heads, with their keys and values, and some rows of every
+    other matrix. A model in one process is shard 0 of 1. The methods take the vectors of consecutive positions at once.
     """
 
     def __init__(self, checkpoint, arithmetic, index=0, count=1, unpacked=True):
@@ -488,7 +493,7 @@ class Shard:
         self.group = c.n_heads // c.n_kv_heads  # query heads that share a key and value head
         self.heads = heads = share(c.n_heads, index, count)
         self.kv_heads = range(heads.start // self.group, -(-heads.stop // self.group)) if heads else range(0)
-        # two shards may keep the same key and value head; it is reported by the one that has its first query head
+        # two shards may keep the same key and value head; the one that has its first query head reports it
         self.reported = [g for g in self.kv_heads if g * self.group in heads]
         kv_rows = range(self.kv_heads.start * hs, self.kv_heads.stop * hs)
         parts = {"wq": range(heads.start * hs, heads.stop * hs), "wk": kv_rows, "wv": kv_rows}
@@ -531,8 +536,8 @@ class Shard:
         return tuple(rotated)
 
     def attention(self, l, pos, xs, observed):
-        """xs (positions, dim), the normalized activations from pos on -> each operation's results (positions, n) for the
-        heads of this part, by name; only the last, the attention, if nobody observes."""
+        """xs (positions, dim), the normalized activations from pos on -> for this part's heads, the results of each
+        operation by name, (positions, n) each; of the last one alone, the attention, if nobody observes."""
         A, hs = self.arithmetic, self.config.head_size
         results = {"q": [], "k": [], "v": [], "weights": [], "attention": []}
         if pos == 0:
@@ -544,7 +549,7 @@ class Shard:
             for i, g in enumerate(self.kv_heads):
                 keys[g].add_row(tuple(k[i * hs:(i + 1) * hs]))
                 values[g].add_column(v[i * hs:(i + 1) * hs])
-            pos += 1  # so many keys and values there are
+            pos += 1  # the number of keys and values so far
             scores, attention = [], []
             for i, h in enumerate(self.heads):
                 scores += A.dots(keys[h // self.group], A.operand(q[i * hs:(i + 1) * hs]))
@@ -557,7 +562,7 @@ class Shard:
         return results if observed else {"attention": results["attention"]}
 
     def swiglu(self, l, xs, observed):
-        """xs (positions, dim) -> likewise gate, up and silu(gate) * up, for this part's rows of w1 and w3."""
+        """xs (positions, dim) -> likewise gate, up and silu(gate) * up for this part's rows of w1 and w3."""
         gates, ups, results = self.matmul("w1", l, xs), self.matmul("w3", l, xs), []
         for gate, up in zip(gates, ups):
             e = self.arithmetic.exps([-a for a in gate])
@@ -567,12 +572,12 @@ class Shard:
 
 
 def join(parts):
-    """parts (shards, positions, n) -> (positions, shards * n): each position's vector put together."""
+    """parts (shards, positions, n) -> (positions, shards * n): the shards' parts of each vector put together."""
     return [tuple(chain(*vectors)) for vectors in zip(*parts)]
 
 
 def work(connection, other_end, path, *part):
-    """A worker process: answers calls of its shard's methods until the other end of the connection is closed."""
+    """A worker process: answers calls of its shard's methods until the connection's other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     other_end.close()
 
@@ -591,7 +596,7 @@ def work(connection, other_end, path, *part):
 
 @contextlib.contextmanager
 def uninterrupted():
-    """Keep Ctrl-C back for as long, so that no process is started and lost."""
+    """Hold Ctrl-C back for a while, so that no process is started and lost."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield
@@ -601,19 +606,19 @@ def uninterrupted():
 
 
 class Transformer:
-    """A model: Transformer(path, arithmetic="exact", workers=1), to be closed, or used in a `with`.
+    """A model: Transformer(path, arithmetic="exact", workers=1). Close it, or use it in a `with` statement.
 
     workers is the number of processes, this one included; any number gives the same bits. The weights are unpacked into
-    Python floats, 40 bytes each (4 in the dialect `c`), if that fits three quarters of the memory that is free; else
-    they are read from the mapped file at every step, in some 40 MB and two to three times as slowly, to the same bits.
+    Python floats, 40 bytes each (4 in the dialect `c`), if three quarters of the free memory hold them; if not, they
+    are read from the mapped file at every step: the same bits, two to three times as slowly, in little memory.
     Raises ValueError or OSError for a file that is not a checkpoint, and ChildProcessError if a worker dies.
     """
 
     def __init__(self, path, arithmetic="exact", workers=1):
         self.arithmetic = ARITHMETIC[arithmetic]
         self.processes = []
-        self.length = 0  # positions computed: the length of the key and value cache; None while it is being changed
-        self.calls = 0   # of all shards together, to tell answers from those of a call that was interrupted
+        self.length = 0  # positions in the key and value cache; None while a step changes it
+        self.calls = 0   # calls so far: their numbers tell an answer from that to an interrupted call
         self.checkpoint = Checkpoint(path)
         self.config = self.checkpoint.config
         unpacked = self.checkpoint.weights * self.arithmetic.weight_size < free_memory() * 3 / 4
@@ -639,7 +644,7 @@ class Transformer:
         self.processes.append((process, here))
 
     def _all(self, method, *args):
-        """Call a method of every shard, at the same time; the answers in the shards' order."""
+        """Call a method of every shard, all at the same time -> the answers in the shards' order."""
         self.calls += 1
         index = 0
         try:
@@ -664,14 +669,14 @@ class Transformer:
         """One step: the token at position pos -> logits, an array("f") of vocab_size.
 
         Positions come in order; 0 begins anew. observe(layer, op, values) is called with the result of every operation,
-        in order and by the names that batch gives them (q and k are seen after RoPE); layer is None outside the layers.
+        in order, by the names in batch and Shard (q and k after RoPE); layer is None outside the layers.
         """
         return self.batch([token], pos, [observe] if observe else [])[0]
 
     def batch(self, tokens, pos, observers=(), skip=0):
-        """The forward pass over tokens at the positions from pos on, as run.c's forward makes it over one.
+        """run.c's forward, over the tokens of consecutive positions from pos on.
 
-        Returns the logits of each position but the first `skip`. observers holds a function for each position, or none.
+        Returns the logits of each position but the first `skip`. observers: a function for each position, or none.
         """
         A, c, observed = self.arithmetic, self.config, bool(observers)
         if pos != 0 and pos != self.length:
@@ -739,22 +744,22 @@ class Transformer:
 
 
 # ----------------------------------------------------------------------------
-# Tokenizer: byte-pair encoding, with single bytes for what the vocabulary lacks
+# Tokenizer: byte-pair encoding, with single bytes for what the vocabulary lacks (run.c: Tokenizer, encode, decode)
 
 BOS, EOS = 1, 2
 
 
 class Tokenizer:
-    """Text to tokens and back, as run.c's encode and decode do it: Tokenizer("tokenizer.bin", vocab_size).
+    """Text to tokens and back: Tokenizer("tokenizer.bin", vocab_size).
 
-    Raises ValueError, naming the file, if the file is malformed. Bytes after the last token are not looked at.
+    Raises ValueError, naming the file, if the file is malformed. Bytes after the last token are ignored.
     """
 
     def __init__(self, path, vocab_size):
         data = trace.read_file(path)
         self.path, self.sha256 = path, hashlib.sha256(data).hexdigest()
         self.vocab, self.scores = [], []  # token -> its bytes, its score
-        offset = 4                        # the longest token's length comes first, and is not needed
+        offset = 4                        # the length of the longest token comes first; it is not needed
         for token in range(vocab_size):
             if len(data) < offset + 8:
                 raise ValueError(f"{path}: ends within token {token}; the checkpoint has {vocab_size}")
@@ -770,10 +775,10 @@ class Tokenizer:
             self.tokens.setdefault(piece, token)
 
     def encode(self, text, bos=True):
-        """Text -> tokens. What is not UTF-8 in it (surrogate escapes, PEP 383) is taken byte by byte.
+        """Text -> tokens. Bytes in it that are not UTF-8 (surrogate escapes, PEP 383) become byte tokens.
 
-        Adjacent tokens whose concatenation is a token merge, the best-scored pair first, the leftmost on a tie. A heap
-        keeps the pairs, a linked list the tokens that are left, so n characters take n log n steps.
+        Adjacent tokens whose concatenation is a token merge: the best-scored pair first, the leftmost on a tie. A heap
+        holds the pairs and a linked list the remaining tokens, so n characters take n log n steps.
         """
         tokens = [self.tokens[b" "]] if text and b" " in self.tokens else []
         for character in text:
@@ -781,7 +786,7 @@ class Tokenizer:
             tokens += [self.tokens[piece]] if piece in self.tokens else [byte + 3 for byte in piece]
         if max(tokens, default=0) >= len(self.vocab):
             raise ValueError(f"{self.path}: a vocabulary of {len(self.vocab)} has no token for every byte of the text")
-        right = list(range(1, len(tokens) + 1))  # the index of the next token that is left
+        right = list(range(1, len(tokens) + 1))  # the index of the next remaining token
         left = list(range(-1, len(tokens) - 1))
         heap = []
 
@@ -795,7 +800,7 @@ class Tokenizer:
         while heap:
             _, i, j, first, second, pair = heappop(heap)
             if tokens[i] != first or tokens[j] != second or right[i] != j:
-                continue  # one of the two has merged meanwhile
+                continue  # one of the two has merged since
             tokens[i], tokens[j] = pair, None
             right[i] = right[j]
             if right[i] < len(tokens):
@@ -806,7 +811,7 @@ class Tokenizer:
         return [BOS] * bos + [token for token in tokens if token is not None]
 
     def decode(self, previous, token):
-        """The bytes that a token stands for after the previous one: BOS swallows a space, <0xHH> is a byte."""
+        """The bytes of a token after the previous one: a space after BOS is dropped, <0xHH> is a byte."""
         piece = self.vocab[token]
         if previous == BOS and piece.startswith(b" "):
             piece = piece[1:]
@@ -816,7 +821,7 @@ class Tokenizer:
 
 
 # ----------------------------------------------------------------------------
-# Sampler: from logits to the next token
+# Sampler: from logits to the next token (run.c: Sampler, sample, sample_mult, sample_topp)
 
 MASK = 2**64 - 1
 
@@ -843,7 +848,8 @@ GENERATORS = {"xorshift64*": xorshift, "llama2-rs": llama2_rs}
 class Sampler:
     """Chooses tokens: Sampler(temperature, p_value, seed, rng, arithmetic). Raises ValueError for values out of range.
 
-    temperature 0 takes the likeliest token; p_value 0 or 1 samples from all, else from the top p_value of probability.
+    temperature 0 takes the likeliest token. p_value 0 or 1 samples from all tokens, anything between from the likeliest
+    ones that together exceed it.
     """
 
     def __init__(self, temperature=1.0, p_value=0.9, seed=1, rng="xorshift64*", arithmetic="exact"):
@@ -871,10 +877,10 @@ class Sampler:
         coin = self.coin()
         if p <= 0.0 or p >= 1.0:
             return pick(range(len(probabilities)), running_sums(probabilities), coin)
-        # top-p: first drop what is too improbable to be among the top, then sort
+        # top-p: drop what is too improbable to be among the top, then sort
         cutoff = r(r(1.0 - p) / r(max(1, len(probabilities) - 1)))
         tokens = [token for token, v in enumerate(probabilities) if v >= cutoff]
-        tokens = tokens or [logits.index(max(logits))]  # with flat probabilities and a small p there may be none
+        tokens = tokens or [logits.index(max(logits))]  # flat probabilities and a small p may leave none
         tokens.sort(key=probabilities.__getitem__, reverse=True)  # stable, unlike qsort: equal ones stay in order
         sums = []
         for total in running_sums(map(probabilities.__getitem__, tokens)):
@@ -885,7 +891,7 @@ class Sampler:
 
 
 def pick(tokens, sums, coin):
-    """The first token whose running sum exceeds the coin; the last one if rounding left the sum below it."""
+    """The first token whose running sum exceeds the coin; the last one if rounding keeps all sums below it."""
     for token, total in zip(tokens, sums):
         if coin < total:
             break
@@ -893,7 +899,7 @@ def pick(tokens, sums, coin):
 
 
 # ----------------------------------------------------------------------------
-# Generation
+# Generation (run.c: generate, chat)
 
 
 @dataclass
@@ -903,22 +909,22 @@ class Step:
     token: int      # the input
     next: int       # the token that follows: the prompt's or a sampled one
     piece: bytes    # what next decodes to
-    logits: object  # array("f") of vocab_size; None at positions of the prompt but the last, unless asked for
+    logits: object  # array("f") of vocab_size; None within the prompt, unless asked for
 
 
 def generate(transformer, tokenizer, sampler, tokens, steps, observe=None, logits=False, foreseen=()):
-    """Yield a Step for each position until there are `steps` or BOS is sampled, as run.c's generate.
+    """Yield a Step for each position, until there are `steps` of them or BOS is sampled.
 
-    tokens is the encoded prompt. observe sees every operation, before its step is yielded; logits=True asks for those
-    of the prompt's positions too. foreseen are input tokens that follow the prompt according to a log: like the
-    prompt's, their positions are computed together; the first that is not what the sampler says ends it all.
+    tokens is the encoded prompt. observe sees every operation before its step is yielded; logits=True asks for the
+    logits within the prompt too. foreseen are the inputs that follow the prompt according to a log: their positions are
+    computed together, as the prompt's are, and the first that the sampler does not choose ends the run.
     """
     check_length(tokens, transformer)
     inputs = [*tokens, *foreseen]
     pos = 0
     while pos < steps:
         batch = inputs[pos:min(steps, pos + BATCH)]
-        skip = 0 if logits else min(len(batch), max(0, len(tokens) - 1 - pos))  # the prompt says what follows these
+        skip = 0 if logits else min(len(batch), max(0, len(tokens) - 1 - pos))  # the prompt says what follows them
         events = [[] for _ in batch] if observe else []
         results = transformer.batch(batch, pos, [lambda *event, e=e: e.append(event) for e in events], skip)
         for i, token in enumerate(batch):
@@ -946,10 +952,10 @@ def check_length(tokens, transformer):
 
 
 def chat(transformer, tokenizer, sampler, steps, read, write, user=None, system=None):
-    """Turns of user and model until there are `steps` positions, as run.c's chat, or no more input.
+    """User and model take turns until there are `steps` positions or no more input.
 
-    read(question) returns a line or raises EOFError; write(piece) gets the model's side. user and system are the first
-    prompts; None has them read.
+    read(question) returns a line or raises EOFError; write(piece) receives what the model says. user and system are the
+    first prompts; if None, they are read.
     """
     users_turn, following = True, None
     for pos in range(steps):
@@ -996,7 +1002,7 @@ class Comparison:
         self.path, self.vocab_size, self.tolerance = path, vocab_size, tolerance
         self.data = trace.read_file(path, 2**32)
         header = re.match(rb"\x93NUMPY\x01\x00(..)\{'descr': ('.*?'|\[.*?\]), 'fortran_order': (True|False), "
-                          rb"'shape': (\([0-9, ]*\)),? ?\} *\n", self.data, re.S)
+                          rb"'shape': (\([0-9, ]*\)),? ?\} *\n", self.data[:2**16 + 10], re.S)
         if not header or struct.unpack("<H", header[1])[0] != header.end() - 10:
             raise ValueError(f"{path}: not an array of numpy's format 1.0")
         kind, fortran, shape = (value.decode("latin-1") for value in header.groups()[1:])
@@ -1006,8 +1012,8 @@ class Comparison:
             raise ValueError(f"{path}: fortran_order is {fortran}, must be False")
         rows = re.fullmatch(rf"\(([0-9]{{1,9}}), {vocab_size}\)", shape)
         if not rows or not 0 < int(rows[1]) <= steps:
-            raise ValueError(f"{path}: shape is {shape}, this run's is ({steps}, {vocab_size}), or fewer steps if it ends "
-                             "by itself")
+            raise ValueError(f"{path}: shape is {shape}, this run's is ({steps}, {vocab_size}), or fewer steps if it "
+                             "ends by itself")
         self.rows, self.shape, self.begin = int(rows[1]), shape, header.end()
         size = self.begin + 4 * self.rows * vocab_size
         if len(self.data) != size:
@@ -1058,7 +1064,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def printer(out, like):
-    """A function that writes pieces as their UTF-8 completes, without control characters other than white space."""
+    """A function that writes pieces as their UTF-8 completes (run.c: safe_printf), without control characters other
+    than white space."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def write(piece):
@@ -1076,7 +1083,7 @@ LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama
 
 
 def utf8(argument):
-    """An argument as the UTF-8 that it is where the locale could not decode it; what is not UTF-8 stays escaped."""
+    """An argument that the locale could not decode, decoded as UTF-8; bytes that are not UTF-8 stay escaped."""
     if any("\ud800" <= c <= "\udfff" for c in argument):
         return os.fsencode(argument).decode("utf-8", "surrogateescape")
     return argument
@@ -1246,9 +1253,10 @@ def progress(steps, goal):
             yield step
             now = time.perf_counter()
             if sys.stderr.isatty() and now - shown > 0.2:
-                rate, shown = (step.pos + 1) / (now - begin), now
-                print(f"\r{step.pos + 1} of {goal} steps, {rate:.1f} steps/s, {(goal - step.pos - 1) / rate:.0f} s left  ",
-                      end="", file=sys.stderr, flush=True)
+                done, shown = step.pos + 1, now
+                rate = done / (now - begin)
+                print(f"\r{done} of {goal} steps, {rate:.1f} steps/s, {(goal - done) / rate:.0f} s left  ", end="",
+                      file=sys.stderr, flush=True)
     finally:
         if shown > begin:
             print(file=sys.stderr)

@@ -221,7 +221,7 @@ class Trace:
 
     def __init__(self, path, events, leaves, root, rust=False):
         self.path, self.events, self.header, self.root, self.rust = path, events, events[0], root, rust
-        self.steps = {event["pos"]: index for index, event in enumerate(events) if "next" in event}  # pos -> event's index
+        self.steps = {event["pos"]: i for i, event in enumerate(events) if "next" in event}  # pos -> its event's index
         self.tree = merkle.MerkleTree(rust_node if rust else merkle.node_hash)
         for leaf in leaves:
             self.tree.append(leaf)
@@ -462,7 +462,8 @@ class RustWriter(Log):
             return struct.pack("<Q", len(text.encode())) + text.encode()
 
         header, *steps = self.events
-        parts = [string(header["model_path"]), string(header["prompt"]), struct.pack("<QQ", header["steps"], len(steps))]
+        parts = [string(header["model_path"]), string(header["prompt"])]
+        parts.append(struct.pack("<QQ", header["steps"], len(steps)))
         for event in steps:
             parts += [struct.pack("<ii", event["pos"], event["token"]), string(event["text"]),
                       bytes.fromhex(event["logits"])]
