@@ -177,7 +177,8 @@ def measure_start(path, arithmetic):
     """From the command to its first word."""
     like = [] if arithmetic == "exact" else ["--like", "llama2.c"]
     begin = time.perf_counter()
-    process = subprocess.Popen([sys.executable, os.path.join(HERE, "llama2.py"), path, "-s", "1", "-n", "1", *like, "-i", "A"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    command = [sys.executable, os.path.join(HERE, "llama2.py"), path, "-s", "1", "-n", "1", *like, "-i", "A"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout.read(1)
     seconds = time.perf_counter() - begin
     process.communicate()
@@ -710,10 +711,11 @@ def test_a_model_larger_than_the_memory_is_read_from_the_map(tmp_path):
         file.write(struct.pack("<7i", dim, hidden, layers, 8, 8, 280, 64))
         file.write((row * (weights // (1 << 16) + 1))[:4 * weights] + bytes(4 * 64 * dim // 8))
     assert weights * 40 > 2 * limit > 6 * os.path.getsize(path)
-    code = (f"import llama2, resource; t = llama2.Transformer({str(path)!r}); print([hash(t.forward(1, p).tobytes()) for p in (0, 1)]);"
+    code = (f"import llama2, resource; t = llama2.Transformer({str(path)!r});"
+            "print([hash(t.forward(1, p).tobytes()) for p in (0, 1)]);"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
-    results = [subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, env={**os.environ, "PYTHONHASHSEED": "1"},
-                              preexec_fn=limited).stdout.split(b"\n")
+    results = [subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, preexec_fn=limited,
+                              env={**os.environ, "PYTHONHASHSEED": "1"}).stdout.split(b"\n")
                for limited in (lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)), None)]
     assert results[0][0] == results[1][0] != b""
     assert int(results[0][1]) * 1024 < 100 * 2**20 < 6 * int(results[1][1]) * 1024
@@ -1128,11 +1130,13 @@ def test_chat_without_a_system_prompt_has_no_system_block(tokenizer):
     (["-s", "-1"], "seed is -1, must be 1 to 2**64 - 1"), (["-s", str(2**64)], f"seed is {2**64}"), (["-s", "x"], "argument -s"),
     (["-s", "1.5"], "argument -s/--seed: invalid int value: '1.5'"), (["-n", "-1"], "argument -n/--steps: -1, must be 0 or more"),
     (["-n", "x"], "argument -n/--steps"), (["-m", "sing"], "argument -m/--mode: invalid choice: 'sing'"),
-    (["--like", "gpt"], "argument --like"), (["x\n\x1b[31my", "z"], "unrecognized arguments: x\\n\\x1b[31my z"), (["--workers", "0"], "argument --workers: 0"), (["--nonsense"], "unrecognized"),
+    (["--like", "gpt"], "argument --like"), (["x\n\x1b[31my", "z"], "unrecognized arguments: x\\n\\x1b[31my z"),
+    (["--workers", "0"], "argument --workers: 0"), (["--nonsense"], "unrecognized"),
     (["--trace-level", "op"], "--trace-level needs --trace"), (["--verify-iteration", "3"], "--verify-iteration needs --verify"),
     (["--root", "00" * 32], "--root needs --verify"), (["--tolerance", "1"], "--tolerance needs --compare"),
     (["--verify", "x", "--root", "00"], "argument --root: not a root of 64 hexadecimal digits: 00"),
-    *[([f"--{option}", "x", "--verify", "y"], f"--{option} and --verify: one at a time") for option in ("trace", "logits", "compare")],
+    *[([f"--{option}", "x", "--verify", "y"], f"--{option} and --verify: one at a time")
+      for option in ("trace", "logits", "compare")],
     *[([f"--{option}", "x", "--explain-text", "y"], f"--{option} and --explain-text: one at a time")
       for option in ("verify", "trace", "logits", "compare")],
     (["--compare", "x", "--tolerance", "nan"], "argument --tolerance: nan"),
@@ -1296,7 +1300,7 @@ def test_a_trace_is_the_log_that_the_definition_gives(files, traces, tokenizer, 
         expected.append(trace.encode({"pos": pos, "token": inputs[pos], "next": following, "text": text,
                                       "logits": hashlib.sha256(logits).hexdigest()}))
     assert lines == expected + [root_line(expected)]
-    assert "\\xf0" in lines[4].decode() or any('"text":"\\ud83d\\ude00"' in line.decode() for line in lines)
+    assert '"text":"\\ud83d\\ude00"' in b"".join(lines).decode()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -1449,7 +1453,8 @@ def test_a_field_rewritten_under_a_recomputed_root_is_noticed(traces, model, tmp
         assert ": token: expected" in err
 
 
-@pytest.mark.parametrize("fields", [{"model": "00" * 32}, {"model": "00" * 32, "steps": 999}, {"model": "00" * 32, "tokens": [1, 2]}])
+@pytest.mark.parametrize("fields", [{"model": "00" * 32}, {"model": "00" * 32, "steps": 999},
+                                    {"model": "00" * 32, "tokens": [1, 2]}])
 def test_a_false_header_is_noticed_however_little_is_verified(traces, model, tmp_path, capfdbinary, fields):
     lines = read_lines(traces["step"])[:-1]
     lines[0] = edit(lines[0], **fields)
@@ -1482,7 +1487,8 @@ def test_a_rewritten_operation_is_noticed_at_its_line(traces, model, tmp_path, c
     lambda line: line.replace(b",", b", ", 1), lambda line: b" " + line, lambda line: line + b" ", lambda line: line + b"\r",
     lambda line: line.replace(b'{"pos":3,"token"', b'{"token"').replace(b',"next"', b',"pos":3,"next"'),
     lambda line: line.replace(b'"pos":3', b'"pos":3,"pos":3'), lambda line: line.replace(b'"pos":3', b'"pos":3.0'),
-    lambda line: line.replace(b'"pos":3', b'"pos":3e0'), lambda line: line.replace(b'"text":"', b'"text":"\\u0020').replace(b"0 ", b"0"),
+    lambda line: line.replace(b'"pos":3', b'"pos":3e0'),
+    lambda line: line.replace(b'"text":"', b'"text":"\\u0020').replace(b"0 ", b"0"),
     lambda line: line.replace(b'"pos"', b'"p\\u006fs"'), lambda line: line.replace(b'"pos":3', b'"pos":true'),
     lambda line: line.replace(b'"text":"', '"text":"é'.encode()), lambda line: line[:-1] + b',"more":1}',
     lambda line: b"[" + line + b"]", lambda line: b"3", lambda line: b"null", lambda line: b"", lambda line: b"[" * 100_000,
@@ -1662,7 +1668,8 @@ def test_a_run_that_fails_its_checks_overwrites_nothing(files, traces, model, tm
             path.write_bytes(b"precious")
             failure(capfdbinary, *model, "-s", 1, option, path, *args)
             assert path.read_bytes() == b"precious"
-    assert failure(capfdbinary, *model, "--trace", path, "--logits", f"{tmp_path}/./t") == f"{path}: is to be both --trace and --logits"
+    message = failure(capfdbinary, *model, "--trace", path, "--logits", f"{tmp_path}/./t")
+    assert message == f"{path}: is to be both --trace and --logits"
     for option in "--trace", "--logits":
         for source in model[0], model[2]:
             assert failure(capfdbinary, *model, "-s", 1, option, source) == f"{source}: is read, and would be overwritten"
@@ -1733,10 +1740,12 @@ def test_a_proof_of_a_long_trace_is_short(tmp_path):
     lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "line": q["events"][1]["line"]}]},
     lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": p["events"][1]["path"][::-1]}]},
     lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": p["events"][1]["path"][1:]}]},
-    lambda p, q: {**p, "events": [{**p["events"][0], "line": p["events"][0]["line"].replace('"seed":7', '"seed":8')}, p["events"][1]]},
+    lambda p, q: {**p, "events": [
+        {**p["events"][0], "line": p["events"][0]["line"].replace('"seed":7', '"seed":8')}, p["events"][1]]},
     lambda p, q: {**p, "events": [p["events"][1], p["events"][1]]}, lambda p, q: {**p, "events": [p["events"][0]] * 2},
     lambda p, q: {**p, "events": p["events"] + p["events"][1:]}, lambda p, q: {**p, "more": 1}, lambda p, q: [], lambda p, q: 3,
-    lambda p, q: {**p, "size": "14"}, lambda p, q: {**p, "size": None}, lambda p, q: {**p, "size": 2**80}, lambda p, q: {**p, "events": 3},
+    lambda p, q: {**p, "size": "14"}, lambda p, q: {**p, "size": None}, lambda p, q: {**p, "size": 2**80},
+    lambda p, q: {**p, "events": 3},
     lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": [3]}]},
     lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": ["00" * 32] * 100}]},
     lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "index": "6"}]},
@@ -1785,14 +1794,16 @@ def test_diff_names_the_first_operation_that_differs(files, traces, model, tmp_p
     assert command(capfdbinary, "diff", traces["rust"], traces["step"], program=trace)[0] == 1
 
 
-@pytest.mark.parametrize("args", [[], ["sing"], ["show"], ["show", "none"], ["prove", "{}", "x"], ["prove", "{}", "14"], ["prove", "{}", "-1"],
-                                  ["show", "{}", "--step", "99"], ["check", "{}", "--root", "00"], ["check", "{}", "--root", "00" * 32],
+@pytest.mark.parametrize("args", [[], ["sing"], ["show"], ["show", "none"], ["prove", "{}", "x"], ["prove", "{}", "14"],
+                                  ["prove", "{}", "-1"], ["show", "{}", "--step", "99"],
+                                  ["check", "{}", "--root", "00"], ["check", "{}", "--root", "00" * 32],
                                   ["prove", "{rust}", "1"], ["show", "{rust}", "--step", "1"]])
 def test_bad_questions_to_trace_get_one_line(traces, capfdbinary, args):
     failure(capfdbinary, *[arg.replace("{}", traces["step"]).replace("{rust}", traces["rust"]) for arg in args], program=trace)
 
 
-@pytest.mark.parametrize("data", [b"", b"\n", b"{}\n", b"text\n", b"{", b"\0" * 7, b"\0" * 8, b"\xff" * 100, b'{"size":0,"root":"' + b"0" * 64 + b'"}\n'])
+@pytest.mark.parametrize("data", [b"", b"\n", b"{}\n", b"text\n", b"{", b"\0" * 7, b"\0" * 8, b"\xff" * 100,
+                                  b'{"size":0,"root":"' + b"0" * 64 + b'"}\n'])
 def test_files_that_are_no_traces_get_one_line(model, tmp_path, capfdbinary, data):
     path = tmp_path / "bad"
     path.write_bytes(data)
@@ -1993,7 +2004,8 @@ def test_a_difference_is_shown_where_it_is(run, tmp_path, capfdbinary):
     ({"shape": (280, 10)}, "shape is (280, 10), this run's is (10, 280)"), ({"shape": (2800,)}, "shape is (2800,)"),
     ({"shape": (1, 10, 280)}, "shape is (1, 10, 280)"), ({"shape": (11, 280)}, "shape is (11, 280), this run's is (10, 280)"),
     ({"shape": (9, 280)}, "size is 11328 bytes, must be 10208 for shape (9, 280)"), ({"shape": (0, 280)}, "shape is (0, 280)"),
-    ({"shape": "x"}, "not an array"), ({"shape": (True, 280)}, "not an array"), ({"shape": (10**4000, 280)}, "shape is (1000"), ({"version": b"\2\0"}, "not an array of numpy's format 1.0")])
+    ({"shape": "x"}, "not an array"), ({"shape": (True, 280)}, "not an array"), ({"shape": (10**4000, 280)}, "shape is (1000"),
+    ({"version": b"\2\0"}, "not an array of numpy's format 1.0")])
 def test_arrays_of_another_kind_are_refused_with_both_named(run, tmp_path, capfdbinary, change, message):
     path = npy(tmp_path / "a.npy", run[1], **change)
     assert failure(capfdbinary, *run[0], "--compare", path).startswith(f"{path}: {message}")
@@ -2016,7 +2028,8 @@ def test_arrays_go_through_links_and_into_devices(run, tmp_path, capfdbinary):
         assert command(capfdbinary, *run[0], "--logits", tmp_path / name)[0] == 0
     assert os.path.islink(tmp_path / "link.npy")
     assert reader.communicate()[0] == (tmp_path / "real.npy").read_bytes() != b"old"
-    assert failure(capfdbinary, *run[0], "--logits", tmp_path / "none" / "a.npy").startswith(f"{tmp_path / 'none' / 'a.npy'}: cannot")
+    path = tmp_path / "none" / "a.npy"
+    assert failure(capfdbinary, *run[0], "--logits", path).startswith(f"{path}: cannot be written")
 
 
 def test_an_array_of_fewer_steps_than_the_run_is_refused(run, tmp_path, capfdbinary):

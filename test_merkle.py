@@ -1,4 +1,4 @@
-"""Tests of merkle.py: the RFC's definitions, transcribed, judge the fast tree; published vectors judge the transcription."""
+"""Tests of merkle.py: the RFC's definitions, transcribed, judge the fast tree; published vectors judge them."""
 from hashlib import sha256
 
 import pytest
