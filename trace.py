@@ -603,9 +603,9 @@ def exit_code(program, command):
     except VerificationError as error:
         code, message = 1, f"verification failed: {error}"
     except (ValueError, OSError, MemoryError) as error:
-        code, message = 2, str(error) or "out of memory"
-        if isinstance(error, OSError) and error.filename is not None:
-            message = f"{error.filename}: {error.strerror}"
+        code, message = 2, getattr(error, "strerror", None) or str(error) or "out of memory"
+        if getattr(error, "filename", None) is not None:
+            message = f"{error.filename}: {message}"
     message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     print(f"{program}: error: {message}", file=sys.stderr)
     return code
