@@ -3,9 +3,9 @@
 A tree of seven leaves d0 .. d6. A node splits its leaves at the largest power of two that is smaller than their number,
 so a tree that grows keeps its full subtrees, and only the nodes on its right edge change:
 
-                 root                        leaf   d    SHA256(0x00 || data)
-              /        \\                     node   a b  SHA256(0x01 || left || right)
-           k              l                  empty tree  SHA256()
+                 root                        leaf d, of data: SHA256(0x00 || data)
+              /        \\                     node over a and b: H(a, b) = SHA256(0x01 || a || b)
+           k              l                  empty tree: SHA256()
          /   \\          /   \\
         g     h        i     d6              The inclusion proof of d2 in 7 leaves is [d3, g, l]:
        / \\   / \\      / \\                      k = H(g, H(d2, d3)), root = H(k, l).
@@ -18,8 +18,8 @@ so a tree that grows keeps its full subtrees, and only the nodes on its right ed
     verify_inclusion(leaf_hash(log[2]), 2, len(log), tree.inclusion_proof(2), tree.root())
 
 The prefixes 0x00 and 0x01 keep a node from passing as a leaf. A check takes the index and the sizes from its caller and
-derives from them alone which side each hash of a proof stands on; from a proof it takes nothing but hashes. Consistency
-proofs are for logs that publish a root more than once while they grow.
+derives from them alone how many hashes a proof has and on which side each stands; from a proof it takes nothing but
+hashes. Consistency proofs are for logs that publish a root more than once while they grow.
 """
 from hashlib import sha256
 
@@ -42,7 +42,7 @@ class MerkleTree:
     """A tree that grows by appending leaf hashes. Any smaller size that it once had can be asked for as well.
 
     append takes amortized constant time; root, inclusion_proof and consistency_proof take O(log n). Of the levels of
-    full subtrees every second one is kept, 32 bytes a node: 43 bytes a leaf.
+    full subtrees every second one is kept, 32 bytes a node: 43 bytes a leaf. Give node_hash if nodes hash otherwise.
     """
 
     def __init__(self, node_hash=node_hash):
@@ -53,11 +53,11 @@ class MerkleTree:
     def __len__(self):
         return self.size
 
-    def append(self, leaf_hash):
+    def append(self, leaf):
         """Add a leaf, given by its hash of 32 bytes."""
-        if len(leaf_hash) != 32:
-            raise ValueError(f"a leaf hash has 32 bytes, not {len(leaf_hash)}")
-        self.levels[0] += leaf_hash
+        if len(leaf) != 32:
+            raise ValueError(f"a leaf hash has 32 bytes, not {len(leaf)}")
+        self.levels[0] += leaf
         self.size += 1
         level, index = 0, self.size - 1
         while index % 4 == 3:  # the last of four: their parent's parent is full
@@ -111,7 +111,8 @@ class MerkleTree:
         return size
 
     def _root(self, start, size):
-        """MTH(D[start:start + size]) of RFC 6962 section 2.1, where start is a multiple of the power of two >= size."""
+        """MTH(D[start:start + size]), the Merkle tree hash of RFC 6962 section 2.1, where start is a multiple of the
+        smallest power of two >= size."""
         if size & (size - 1) == 0:
             level = size.bit_length() - 1
             return self._full(level, start >> level)
@@ -127,31 +128,34 @@ class MerkleTree:
 
 def split(size):
     """The largest power of two smaller than size."""
-    return 1 << (size - 1).bit_length() - 1
+    return 1 << ((size - 1).bit_length() - 1)
 
 
-def verify_inclusion(leaf_hash, index, size, proof, root):
+def sides(index, last):
+    """For each sibling on the way to the root from node `index` of a level that ends with node `last`: is it left?"""
+    while last:
+        if index & 1:
+            yield True
+        elif index < last:  # else the node has no sibling on its level
+            yield False
+        index, last = index >> 1, last >> 1
+
+
+def verify_inclusion(leaf, index, size, proof, root):
     """Check that the leaf at `index` of the tree of `size` leaves with that root has this hash (RFC 9162, 2.1.3.2).
 
     Hashes are bytes, proof a list or tuple of them. Returns None, or raises ProofError, whatever it is given.
     """
-    checked_numbers(index=index, size=size)
-    checked_hashes(proof, leaf_hash, root)
+    check_numbers(index=index, size=size)
+    check_hashes(proof, leaf, root)
     if not index < size:
         raise ProofError(f"index {index} is not in a tree of {size} leaves")
-    last, computed = size - 1, leaf_hash
-    for sibling in proof:
-        if last == 0:
-            raise ProofError(f"the proof has {len(proof)} hashes, too many for index {index} of {size}")
-        if index & 1 or index == last:
-            computed = node_hash(sibling, computed)
-            while not index & 1 and index:  # a right edge without siblings on these levels
-                index, last = index >> 1, last >> 1
-        else:
-            computed = node_hash(computed, sibling)
-        index, last = index >> 1, last >> 1
-    if last != 0:
-        raise ProofError(f"the proof has {len(proof)} hashes, too few for its index and {size} leaves")
+    path = list(sides(index, size - 1))
+    if len(proof) != len(path):
+        raise ProofError(f"the proof has {len(proof)} hashes, must have {len(path)} for leaf {index} of {size}")
+    computed = leaf
+    for left, sibling in zip(path, proof):
+        computed = node_hash(sibling, computed) if left else node_hash(computed, sibling)
     equal("root", root, computed)
 
 
@@ -161,34 +165,30 @@ def verify_consistency(size1, size2, proof, root1, root2):
     Returns None, or raises ProofError, whatever it is given; also for an empty first tree, since every tree begins with
     it and RFC 9162 defines proofs for 0 < size1 only.
     """
-    checked_numbers(size1=size1, size2=size2)
-    checked_hashes(proof, root1, root2)
+    check_numbers(size1=size1, size2=size2)
+    check_hashes(proof, root1, root2)
     if not 0 < size1 <= size2:
         raise ProofError(f"size {size1} is not in 1 .. {size2}")
     if size1 == size2:
         if proof:
-            raise ProofError(f"the proof has {len(proof)} hashes, but trees of the same size need none")
-        return equal("root", root1, root2)
-    if size1 & (size1 - 1) == 0:  # the first tree is a full subtree of the second: its root begins the path
-        proof = [root1, *proof]
-    if not proof:
-        raise ProofError("the proof has no hashes")
+            raise ProofError(f"the proof has {len(proof)} hashes, must have none for trees of the same size")
+        if root1 != root2:
+            raise ProofError(f"trees of the same size have the roots {root1.hex()} and {root2.hex()}")
+        return
     index, last = size1 - 1, size2 - 1
-    while index & 1:
+    while index & 1:  # up to the last full subtree of the first tree
         index, last = index >> 1, last >> 1
-    computed1 = computed2 = proof[0]
-    for sibling in proof[1:]:
-        if last == 0:
-            raise ProofError(f"the proof has too many hashes for sizes {size1} and {size2}")
-        if index & 1 or index == last:
+    path = list(sides(index, last))
+    begin = 0 if size1 & (size1 - 1) == 0 else 1  # if the first tree is that subtree, its root is not in the proof
+    need = begin + len(path)
+    if len(proof) != need:
+        raise ProofError(f"the proof has {len(proof)} hashes, must have {need} for {size1} of {size2} leaves")
+    computed1 = computed2 = proof[0] if begin else root1
+    for left, sibling in zip(path, proof[begin:]):
+        if left:
             computed1, computed2 = node_hash(sibling, computed1), node_hash(sibling, computed2)
-            while not index & 1 and index:
-                index, last = index >> 1, last >> 1
         else:
             computed2 = node_hash(computed2, sibling)
-        index, last = index >> 1, last >> 1
-    if last != 0:
-        raise ProofError(f"the proof has too few hashes for sizes {size1} and {size2}")
     equal("first root", root1, computed1)
     equal("second root", root2, computed2)
 
@@ -198,15 +198,15 @@ def equal(what, expected, computed):
         raise ProofError(f"{what}: expected {expected.hex()}, computed {computed.hex()}")
 
 
-def checked_numbers(**numbers):
+def check_numbers(**numbers):
     for name, value in numbers.items():
         if type(value) is not int or not 0 <= value < 2**64:
-            raise ProofError(f"{name} is not a number of leaves")
+            raise ProofError(f"{name} is not an integer from 0 to 2**64 - 1")
 
 
-def checked_hashes(proof, *hashes):
-    if not isinstance(proof, (list, tuple)) or len(proof) > 65:
-        raise ProofError("the proof is not a list of at most 65 hashes")
+def check_hashes(proof, *hashes):
+    if not isinstance(proof, (list, tuple)):
+        raise ProofError("the proof is not a list of hashes")
     for value in (*hashes, *proof):
         if type(value) is not bytes or len(value) != 32:
             raise ProofError("a hash is not 32 bytes")

@@ -809,7 +809,7 @@ def test_a_header_that_cannot_be_is_refused(files, tmp_path, capfdbinary, field,
 def test_versions_and_flags_that_cannot_be_are_refused(files, tmp_path, capfdbinary):
     for offset, form, value, message in [
             (4, "i", 2, "version is 2, must be 0 or 1: int8 checkpoints are not supported"),
-            (4, "i", 3, "version is 3, must be 1"), (36, "B", 2, "shared_classifier is 2, must be 0 or 1"),
+            (4, "i", 3, "version is 3, must be 0 or 1"), (36, "B", 2, "shared_classifier is 2, must be 0 or 1"),
             (36, "B", 0, "size is"), (0, "I", 0x616B3433, "dim is 1634415667")]:
         path = edited(files["version 1"], tmp_path / "bad.bin", offset, form, value)
         assert failure(capfdbinary, path, "-s", 1).startswith(f"{path}: {message}")
@@ -1896,6 +1896,19 @@ def test_a_trace_of_llama2_rs_needs_the_options_and_no_like(traces, model, capfd
     assert "(header): prompt: expected \"\", got" in noticed(capfdbinary, model, traces["rust"], "-s", 7)
 
 
+def test_more_bytes_than_the_limit_are_an_error_and_never_cut(tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * 1000)
+    os.mkfifo(tmp_path / "fifo")
+    for limit in 1000, 1001:
+        assert trace.read_file(tmp_path / "file", limit) == b"x" * 1000
+    for name in "file", "fifo":
+        writer = subprocess.Popen(["cp", tmp_path / "file", tmp_path / "fifo"]) if name == "fifo" else None
+        with pytest.raises(ValueError, match=f"{name}: is larger than 999 bytes"):
+            trace.read_file(tmp_path / name, 999)
+        if writer:
+            writer.wait()
+
+
 @given(st.binary(max_size=120), st.integers(0, 3))
 def test_any_bytes_are_a_trace_of_llama2_rs_or_an_error(tmp_path_factory, data, zeros):
     path = str(tmp_path_factory.getbasetemp() / "rust")
@@ -1921,7 +1934,7 @@ def test_a_prompt_that_a_trace_of_llama2_rs_cannot_hold_is_refused(model, tmp_pa
 
 def test_a_missing_c_library_is_told_and_exact_needs_none(files, model, monkeypatch, capfdbinary):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    monkeypatch.setattr(llama2.libm, "__defaults__", ({},))
+    llama2.libm.cache_clear()
     message = failure(capfdbinary, *model, "-s", 1, "--like", "llama2.c")
     assert message == "the C library's powf is not to be found; the arithmetic `exact` needs none"
     assert command(capfdbinary, *model, "-s", 1, "-n", 3)[0] == 0

@@ -70,13 +70,14 @@ def read_file(path, limit=2**28):
     """A file's bytes. Raises ValueError if they are more than the limit."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            raise ValueError(f"{path}: size is {size} bytes, must be at most {limit}")
-        return file.read(size or limit)  # a pipe has no size
+        data = file.read(size or limit) if size <= limit else b""  # a pipe has no size
+        if size > limit or file.read(1):
+            raise ValueError(f"{path}: is larger than {limit} bytes")
+    return data
 
 
 def write_whole(path, data):
-    """Write a file so that there is all of it or nothing: beside its place, then renamed. But into a device or pipe."""
+    """Write all of a file or nothing: beside its place, then renamed. (A device or a pipe is written to directly.)"""
     target = os.path.realpath(path)
     beside = target if os.path.exists(target) and not os.path.isfile(target) else f"{target}.{os.getpid()}.tmp"
     try:
@@ -122,7 +123,7 @@ class Log:
 
 
 class Writer(Log):
-    """Writes a log to a file, every line at once: a run that dies leaves all the lines that it had made."""
+    """Writes a log to a file, each line as it comes: a run that dies leaves all the lines that it had made."""
 
     def __init__(self, path, header):
         self.path, self.tree = path, merkle.MerkleTree()
@@ -198,7 +199,7 @@ class Checker(Log):
             raise VerificationError(self.trace.where(self.count), "line", "the end of the run", line)
 
     def conclude(self):
-        """What was to be compared has been."""
+        """Raise the difference of the model, if nothing after it differed."""
         if self.other_model:
             raise self.other_model
 
@@ -221,7 +222,7 @@ class Trace:
 
     def __init__(self, path, events, leaves, root, rust=False):
         self.path, self.events, self.header, self.root, self.rust = path, events, events[0], root, rust
-        self.steps = {event["pos"]: i for i, event in enumerate(events) if "next" in event}  # pos -> its event's index
+        self.steps = [i for i, event in enumerate(events) if "next" in event]  # pos -> its event's index
         self.tree = merkle.MerkleTree(rust_node if rust else merkle.node_hash)
         for leaf in leaves:
             self.tree.append(leaf)
@@ -234,7 +235,7 @@ class Trace:
 
     def step(self, pos):
         """The index of a step's event."""
-        if pos not in self.steps:
+        if not 0 <= pos < len(self.steps):
             raise ValueError(f"{self.path}: has no step {pos}; it has {len(self.steps)}, counted from 0")
         return self.steps[pos]
 
@@ -271,11 +272,11 @@ def is_hash(value):
 
 
 def fits(value, kind):
-    """Whether a value is of a schema's kind; a number must fit 64 bits."""
+    """Whether a value is of a schema's kind; numbers are 0 or more and below 2**64."""
     if kind is HEX:
         return is_hash(value)
     if isinstance(kind, tuple):
-        return type(value) is str and value in kind
+        return value in kind
     if kind is list:
         return type(value) is list and value != [] and all(fits(token, int) for token in value)
     return type(value) is kind and (kind is str or 0 <= value < 2**64)
@@ -286,7 +287,6 @@ def read_line(where, line):
     shown = printable(line[:100].decode(errors="replace"))
     try:
         event = json.loads(line)
-        canonical = encode(event) == line
     except (ValueError, RecursionError):
         raise ValueError(f"{where}: not a line of JSON: {shown}") from None
     schema = [schema for schema in SCHEMAS if isinstance(event, dict) and list(schema) == list(event)]
@@ -295,7 +295,7 @@ def read_line(where, line):
     for field, kind in schema[0].items():
         if not fits(event[field], kind):
             raise ValueError(f"{where}: {field} cannot be {printable(event[field])[:100]}")
-    if not canonical:
+    if encode(event) != line:
         raise ValueError(f"{where}: not written as a trace writes it: {shown}")
     return event
 
@@ -304,7 +304,7 @@ def read(path):
     """A file -> its Trace. Raises ValueError, naming the line, if it is none, and VerificationError if its root is not
     that of its lines."""
     data = read_file(path)
-    if data and data[4:8] == bytes(4):  # a length of less than 2**32
+    if data[4:8] == bytes(4):  # llama2-rs begins with a length in 8 bytes; JSON has no zero bytes
         return read_rust(path, data)
     *lines, rest = data.split(b"\n")
     if not lines or rest:
@@ -338,11 +338,11 @@ def read(path):
 
 
 def show(trace, out):
-    """Print a trace as a table, its text escaped. Nothing is ticked off: nothing is computed again but the root."""
+    """Print a trace as a table, its text escaped. It marks nothing as verified: only the root is computed again."""
     for field, value in trace.header.items():
         out.write(f"{field}: {printable(value)}\n")
     out.write(f"iteration   token  {'SHA-256 of the logits':64}  text\n")
-    for index in trace.steps.values():
+    for index in trace.steps:
         event = trace.events[index]
         out.write(f"{event['pos']:9}  {event['token']:6}  {event['logits']}  {json.dumps(event['text'])}\n")
     kind = "root" if trace.root else "incomplete, the run was cut short; root so far"
@@ -350,20 +350,16 @@ def show(trace, out):
 
 
 def show_step(trace, pos, out):
-    """Draw the path of one step from its line to the root, every hash as what it is the SHA-256 of."""
+    """Draw the path of one step from its line to the root, saying of each hash what it is the SHA-256 of."""
     index, size = trace.step(pos), len(trace.tree)
     hashes = [merkle.leaf_hash(trace.line(index))]
     out.write(f"{trace.line(index).decode()}\n\nleaf {index} of {size}\n")
     out.write(f"{hashes[0].hex()} = SHA256(00, the line above)\n")
-    last = size - 1
-    for sibling in trace.tree.inclusion_proof(index):
-        while not index & 1 and index == last:  # no sibling on this level
-            index, last = index >> 1, last >> 1
-        pair = (sibling, hashes[-1]) if index & 1 else (hashes[-1], sibling)
+    for left, sibling in zip(merkle.sides(index, size - 1), trace.tree.inclusion_proof(index)):
+        pair = (sibling, hashes[-1]) if left else (hashes[-1], sibling)
         hashes.append(merkle.node_hash(*pair))
-        mine = "right" if index & 1 else "left"
+        mine = "right" if left else "left"
         out.write(f"  | {mine:5} child, beside {sibling.hex()}\n{hashes[-1].hex()} = SHA256(01, left, right)\n")
-        index, last = index >> 1, last >> 1
     out.write("  = the root\n")
 
 
@@ -389,7 +385,8 @@ def check(path, root):
             raise ValueError(f"not written as a {PROOF_FORMAT} is")
         if not all(is_hash(h) for event in events for h in event["path"]):
             raise ValueError("a path holds something that is not a hash")
-        header, step = (read_line("event", event["line"].encode("ascii")) for event in events)
+        kinds = [read_line("event", event["line"].encode("ascii")) for event in events]
+        header, step = kinds if len(kinds) == 2 else ({}, {})
         if "format" not in header or "next" not in step or events[0]["index"] != 0:
             raise ValueError("does not hold a header and a step")
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -407,8 +404,8 @@ def check(path, root):
 
 
 def differences(a, b):
-    """The first event in which trace b differs from trace a, as a list of VerificationErrors. If that is the header,
-    which does not say what came of it, the first that differs behind it as well."""
+    """The first event in which trace b differs from trace a, as a list of VerificationErrors: of two if that is the
+    header, which says nothing about results; then the first of those that differs follows."""
     found = []
     for index, (one, other) in enumerate(zip(a.events, b.events)):
         if encode(one) != encode(other):
@@ -440,7 +437,7 @@ def rust_leaf(event):
 
 
 class RustWriter(Log):
-    """Collects a run's events and writes them when it is whole."""
+    """Collects a run's events and writes them once the run is complete."""
 
     rust = True
 
@@ -586,15 +583,15 @@ def run(argv, out):
 
 
 def exit_code(program, command):
-    """Run a command -> its exit code, or that of what ends it: with one line on standard error, 1 where a verification
-    failed and 2 for bad input; quietly, 130 for Ctrl-C and 141 where nobody reads standard output any more."""
+    """Run a command -> the exit code: its own, or, with one line on standard error, 1 for a failed verification and 2
+    for bad input, or, quietly, 130 for Ctrl-C and 141 for a standard output that was closed."""
     sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # None if closed
     try:
         code = command()
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's flush at exit would fail, too
         return 141
     except KeyboardInterrupt:
         if sys.stdout.isatty():
