@@ -36,7 +36,7 @@ from array import array
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from heapq import heappop, heappush
-from itertools import chain, repeat
+from itertools import chain, repeat, takewhile
 from math import cos, dist, exp, fsum, hypot, inf, isfinite, nan, sin, sqrt
 from operator import add, mul, sub
 from struct import Struct, iter_unpack, pack, unpack, unpack_from
@@ -1012,8 +1012,8 @@ class Comparison:
             raise ValueError(f"{path}: holds {kind}, must be '<f4', float32 in little-endian order")
         if fortran != "False":
             raise ValueError(f"{path}: fortran_order is {fortran}, must be False")
-        rows = re.fullmatch(rf"\(([0-9]{{1,9}}), {vocab_size}\)", shape)
-        if not rows or not 0 < int(rows[1]) <= steps:
+        rows = re.fullmatch(rf"\(([1-9][0-9]{{0,8}}), {vocab_size}\)", shape)
+        if not rows or int(rows[1]) > steps:
             raise ValueError(f"{path}: shape is {shape}, this run's is ({steps}, {vocab_size}), or fewer steps if it "
                              "ends by itself")
         self.rows, self.shape, self.begin = int(rows[1]), shape, header.end()
@@ -1121,6 +1121,8 @@ def parse(argv):
                           ("tolerance", "compare")]:
         if getattr(args, option) is not None and getattr(args, needs) is None:
             parser.error(f"--{option.replace('_', '-')} needs --{needs}")
+    if args.trace_level not in (None, "step") and args.like == "llama2-rs":
+        parser.error(f"argument --trace-level: {args.trace_level}, but llama2-rs's format has steps alone")
     for option in "verify", "trace", "logits", "compare":
         for other in "verify", "explain_text":
             if option != other and getattr(args, option) is not None and getattr(args, other) is not None:
@@ -1130,8 +1132,8 @@ def parse(argv):
             parser.error(f"--{option} belongs to mode generate, not to chat")
     if args.steps is not None and args.steps < 0:
         parser.error(f"argument -n/--steps: {args.steps}, must be 0 or more")
-    if args.tolerance is not None and not args.tolerance >= 0:
-        parser.error(f"argument --tolerance: {args.tolerance}, must be 0 or more")
+    if args.tolerance is not None and not 0 <= args.tolerance < inf:
+        parser.error(f"argument --tolerance: {args.tolerance}, must be 0 or more, and finite")
     if not 1 <= args.workers <= 1024:
         parser.error(f"argument --workers: {args.workers}, must be 1 to 1024")
     return args
@@ -1167,6 +1169,9 @@ class Run:
             context = self.transformer.config.seq_len
             self.steps = min(option("steps", "steps", 256) or context, context)
             self.tokenizer = Tokenizer(tokenizer, self.transformer.config.vocab_size)
+            if len(self.prompt) > context * max(map(len, self.tokenizer.vocab)):  # before much time goes into it
+                raise ValueError(f"the prompt has {len(self.prompt)} characters, too many for the context of {self.path}, "
+                                 f"{context} tokens")
             self.tokens = self.tokenizer.encode(self.prompt)
         except BaseException:
             self.transformer.close()
@@ -1268,7 +1273,8 @@ def verify(run, log, args, out):
     """Make the run of a trace again and compare. Raises trace.VerificationError at the first difference."""
     last = args.verify_iteration
     goal = len(log.steps) if last is None else last + 1
-    foreseen = [log.events[index]["next"] for index in log.steps][len(run.tokens) - 1:-1]
+    nexts = [log.events[index]["next"] for index in log.steps][len(run.tokens) - 1:-1]
+    foreseen = list(takewhile(range(run.transformer.config.vocab_size).__contains__, nexts))
     try:
         checker = trace.Checker(log, run.header())
         with contextlib.suppress(trace.EndOfTrace), contextlib.closing(

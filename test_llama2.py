@@ -907,7 +907,7 @@ def test_decoding(tokenizer):
 
 def test_the_first_of_equal_tokens_counts(tmp_path):
     path = make_tokenizer(tmp_path / "t", PIECES + [b"a"], SCORES + [5.0])
-    assert llama2.Tokenizer(path, 280).encode("a", bos=False) == [263]
+    assert llama2.Tokenizer(path, 281).encode("a", bos=False) == [263]
 
 
 def test_a_vocabulary_without_bytes_says_so(tmp_path):
@@ -987,6 +987,21 @@ def test_sampling_is_the_definition(logits, temperature, p, seed, arithmetic):
     for _ in range(3):
         coin = coins.coin() if rounded(temperature) else 0
         assert sampler.sample(logits) == sample_definition(A, logits, temperature, p, coin)
+
+
+def test_a_coin_on_the_border_of_two_tokens_takes_the_second(monkeypatch):
+    rng, on_the_border = random.Random(1), 0
+    for _ in range(50):
+        logits = [2.0 + rng.random(), rng.random(), -3.0]
+        sampler = llama2.Sampler(1.0, 0.95)
+        first, second, _ = softmax_definition(ExactDefinition, logits)
+        total = rounded(first + second)
+        for k in range(-2, 3):  # coins whose product with the sum is, once rounded, the first probability or beside it
+            coin = (round(first / total * 2**24) + k) / 2**24
+            on_the_border += rounded(coin * total) == first > coin * total
+            monkeypatch.setattr(sampler, "coin", lambda: coin)
+            assert sampler.sample(logits) == sample_definition(ExactDefinition, logits, 1.0, 0.95, coin)
+    assert on_the_border > 5
 
 
 def test_sampling_follows_the_probabilities():
@@ -1106,10 +1121,11 @@ def converse(script, lines, steps=64, tokenizer=None, **more):
 
 def test_chat_takes_turns_as_run_c_does(tokenizer):
     turns = [tokenizer.encode("[INST] <<SYS>>\nbe\n<</SYS>>\n\na [/INST]"), tokenizer.encode("[INST] b [/INST]")]
-    script = [9] * (len(turns[0]) - 1) + [260, 261, 2, 261] + [9] * (len(turns[1]) - 1) + [265, 2, 260]
+    script = [9, 2] + [9] * (len(turns[0]) - 3) + [260, 261, 2, 261] + [9] * (len(turns[1]) - 1) + [265, 2, 260]
     out, questions, tokens = converse(script, ["be", "a", "b"], 250, tokenizer)
     assert questions == ["Enter system prompt (optional): ", "User: ", "User: ", "User: "]
-    assert out == b"Assistant: ab\nbAssistant: aba\na"  # run.c prints what the model says after its EOS, too
+    # run.c prints what the model says after its EOS, too, and a new line for an EOS where it reads a turn
+    assert out == b"Assistant: \nab\nbAssistant: aba\na"
     assert tokens[:len(turns[0])] == turns[0] and tokens[len(turns[0]):len(turns[0]) + 3] == [260, 261, 2]
 
 
@@ -1140,6 +1156,8 @@ def test_chat_without_a_system_prompt_has_no_system_block(tokenizer):
     *[([f"--{option}", "x", "--explain-text", "y"], f"--{option} and --explain-text: one at a time")
       for option in ("verify", "trace", "logits", "compare")],
     (["--compare", "x", "--tolerance", "nan"], "argument --tolerance: nan"),
+    (["--compare", "x", "--tolerance", "inf"], "argument --tolerance: inf, must be 0 or more, and finite"),
+    (["--trace", "x", "--like", "llama2-rs", "--trace-level", "op"], "argument --trace-level: op, but llama2-rs's"),
     *[(["-m", "chat", option, "x"], f"{option} belongs to mode generate, not to chat")
       for option in ("--trace", "--verify", "--logits", "--compare")]])
 def test_bad_options_get_one_line(files, capfdbinary, args, message):
@@ -1441,6 +1459,7 @@ def test_what_follows_the_root_is_noticed(traces, model, tmp_path, capfdbinary):
     (0, {"arithmetic": "c"}), (0, {"rng": "llama2-rs"}), (0, {"level": "op"}), (0, {"format": "llama2.py trace 2"}),
     (1, {"token": 2}), (1, {"next": 261}), (1, {"pos": 1}), (1, {"text": "x"}), (1, {"logits": "00" * 32}),
     (12, {"token": 2}), (12, {"next": 261}), (12, {"next": 1}), (12, {"pos": 10}), (12, {"text": ""}), (14, {"next": 1}),
+    (12, {"next": 5000}),
     (14, {"text": "\x1b[31m"}), (14, {"logits": "ab" * 32})])
 def test_a_field_rewritten_under_a_recomputed_root_is_noticed(traces, model, tmp_path, capfdbinary, number, fields):
     lines = read_lines(traces["step"])[:-1]
@@ -1451,6 +1470,9 @@ def test_a_field_rewritten_under_a_recomputed_root_is_noticed(traces, model, tmp
     assert (options & fields.keys() or re.search(f"line {number + 1}[ :]", err)) and "\x1b" not in err
     if "token" in fields:
         assert ": token: expected" in err
+    if "pos" in fields:
+        with pytest.raises(ValueError, match=f"line {number + 1}: pos is {fields['pos']}, must be {number - 1}"):
+            trace.read(tmp_path / "bad")
 
 
 @pytest.mark.parametrize("fields", [{"model": "00" * 32}, {"model": "00" * 32, "steps": 999},
@@ -1462,6 +1484,30 @@ def test_a_false_header_is_noticed_however_little_is_verified(traces, model, tmp
     for args in ([whole], [part], [whole, "--verify-iteration", 3], [part, "--verify-iteration", 3],
                  [whole, "--verify-iteration", 3, "--root", json.loads(root_line(lines))["root"]]):
         assert "line 1 (header): " in noticed(capfdbinary, model, *args)
+
+
+def test_a_prompt_that_no_context_holds_is_refused_in_no_time_and_in_few_words(traces, model, tmp_path, capfdbinary):
+    lines = read_lines(traces["step"])[:-1]
+    begin = time.process_time()
+    for fields in {"prompt": "ab" * 10**6}, {"tokens": [1] * 10**5}:
+        err = noticed(capfdbinary, model, forge(tmp_path / "bad", [edit(lines[0], **fields), *lines[1:]]))
+        assert len(err) < 2000
+    assert "the prompt has 2000000 characters" in failure(capfdbinary, *model, "-s", 1, "-i", "ab" * 10**6)
+    assert time.process_time() - begin < 5
+
+
+def test_a_token_beyond_the_vocabulary_counts_only_where_it_is_verified(traces, model, tmp_path, capfdbinary):
+    lines = read_lines(traces["step"])[:-1]
+    lines[11:13] = [edit(lines[11], next=5000), edit(lines[12], token=5000)]
+    bad = forge(tmp_path / "bad", lines)
+    assert "line 12 (position 10): next: expected" in noticed(capfdbinary, model, bad)
+    assert command(capfdbinary, *model, "--verify", bad, "--verify-iteration", 3)[0] == 0
+
+
+@pytest.mark.parametrize("option", [["-t", "1e300"], ["-t", "1e-300"], ["-p", "5e-324"], ["-s", str(2**64 - 1)], ["-n", "1"]])
+def test_whatever_the_options_a_trace_verifies(model, tmp_path, capfdbinary, option):
+    assert command(capfdbinary, *model, "-s", 7, *option, "--trace", tmp_path / "t")[0] == 0
+    assert command(capfdbinary, *model, "--verify", tmp_path / "t")[0] == 0
 
 
 def test_an_empty_file_name_is_no_missing_option(model, capfdbinary):
@@ -1519,7 +1565,7 @@ def test_any_other_file_is_noticed(traces, files, data):
             lines[j:j] = lines[i:i + 2]
         elif how == "reverse":
             lines[i:j] = lines[i:j][::-1]
-        elif i < len(lines):
+        elif i < len(lines) and lines[i]:
             line, at = bytearray(lines[i]), data.draw(st.integers(0, len(lines[i]) - 1))
             line[at] = data.draw(st.integers(0, 255)) if how == "bytes" else data.draw(st.sampled_from(b"0123456789"))
             lines[i] = bytes(line)
@@ -1744,7 +1790,7 @@ def test_a_proof_of_a_long_trace_is_short(tmp_path):
         {**p["events"][0], "line": p["events"][0]["line"].replace('"seed":7', '"seed":8')}, p["events"][1]]},
     lambda p, q: {**p, "events": [p["events"][1], p["events"][1]]}, lambda p, q: {**p, "events": [p["events"][0]] * 2},
     lambda p, q: {**p, "events": p["events"] + p["events"][1:]}, lambda p, q: {**p, "more": 1}, lambda p, q: [], lambda p, q: 3,
-    lambda p, q: {**p, "size": "14"}, lambda p, q: {**p, "size": None}, lambda p, q: {**p, "size": 2**80},
+    lambda p, q: {**p, "root": [[]]}, lambda p, q: {**p, "size": "14"}, lambda p, q: {**p, "size": None}, lambda p, q: {**p, "size": 2**80},
     lambda p, q: {**p, "events": 3},
     lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": [3]}]},
     lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": ["00" * 32] * 100}]},
@@ -1770,6 +1816,15 @@ def test_a_proof_of_another_trace_is_noticed(traces, tmp_path, capfdbinary):
     for root in trace.read(traces["c"]).root, "00" * 32:
         assert ": root: expected" in failure(capfdbinary, "check", tmp_path / "proof", "--root", root, program=trace, code=1)
     assert "--root" in failure(capfdbinary, "check", tmp_path / "proof", program=trace)
+
+
+def test_file_names_and_prompts_are_shown_without_their_escapes(traces, tmp_path, capfdbinary):
+    path = tmp_path / "\x1b[31mé"
+    path.write_bytes(read_bytes(traces["c"]))
+    code, out, err = command(capfdbinary, "diff", traces["step"], path, program=trace)
+    assert code == 1 and b"/\\x1b[31m\\xe9, line 1 (header): arithmetic" in out and b"\x1b" not in out
+    assert [trace.printable(value) for value in ("\x1b", '"\\u001b"', "", '""', "a b", 3, "é")] == [
+        '"\\u001b"', '"\\"\\\\u001b\\""', '""', '"\\"\\""', "a b", "3", '"\\u00e9"']
 
 
 def test_diff_names_the_first_operation_that_differs(files, traces, model, tmp_path, capfdbinary):
@@ -1857,7 +1912,7 @@ def test_traces_of_llama2_rs_are_written_as_it_does(files, traces, tmp_path):
     {"leaf": 3}, {"root": b"\1" + bytes(32)}, {"root": b"\0"}, {"root": b"\2" + bytes(32)}, {"counts": (1, 0)}, {"counts": (-1, 0)},
     {"counts": (0, 1)}, {"counts": (0, -1)}, {"counts": (2**61, 0)}, {"counts": (0, 2**61)}, {"tail": b"\0"}, {"drop": 13},
     {"drop": 5}, {"double": 5}, {"pos": 6}, {"token": 6}, {"text": 6}, {"logits": 6}, {"model_path": "x.bin"}, {"prompt": "ab"},
-    {"steps": 15}, {"steps": 13}])
+    {"steps": 15}, {"steps": 13}, {"drop": slice(None)}])
 def test_what_llama2_rs_overlooks_is_noticed(traces, model, tmp_path, capfdbinary, change):
     header, entries = rust_parts(traces["rust"])
     ((what, value),) = change.items()
@@ -2043,6 +2098,16 @@ def test_arrays_go_through_links_and_into_devices(run, tmp_path, capfdbinary):
     assert reader.communicate()[0] == (tmp_path / "real.npy").read_bytes() != b"old"
     path = tmp_path / "none" / "a.npy"
     assert failure(capfdbinary, *run[0], "--logits", path).startswith(f"{path}: cannot be written")
+
+
+@given(any_float)
+def test_neighbours_are_one_ulp_apart_on_either_side_of_zero(value):
+    if value == 0.0:
+        assert llama2.ordered(bits([-(2.0**-149), -0.0, 0.0, 2.0**-149])) == [-1, 0, 0, 1]
+    else:
+        (i,) = struct.unpack("<i", bits([value]))
+        (away,) = struct.unpack("<f", struct.pack("<i", i + 1))  # from zero
+        assert llama2.ordered(bits([away]))[0] - llama2.ordered(bits([value]))[0] == (1 if value > 0 else -1)
 
 
 def test_an_array_of_fewer_steps_than_the_run_is_refused(run, tmp_path, capfdbinary):

@@ -20,7 +20,9 @@ This module knows nothing of the model. It also reads and writes the traces of l
 """
 import argparse
 import hashlib
+import io
 import json
+import math
 import os
 import re
 import struct
@@ -42,15 +44,16 @@ class VerificationError(Exception):
     """What was checked is not as claimed: says where, which field, what was expected and what was found."""
 
     def __init__(self, where, field, expected, got):
-        super().__init__(f"{where}: {field}: expected {printable(expected)}, got {printable(got)}")
+        super().__init__(f"{where}: {field}: expected {printable(expected, 500)}, got {printable(got, 500)}")
         self.where, self.field, self.expected, self.got = where, field, expected, got
 
 
-def printable(value):
-    """A value from a file as one line of ASCII that is safe to print on a terminal."""
-    if isinstance(value, str) and value and value.isascii() and value.isprintable():
-        return value
-    return json.dumps(value, default=repr)
+def printable(value, limit=None):
+    """A value from a file as one line of ASCII that is safe to print on a terminal: a plain string as it is, anything
+    else as JSON; cut off at the limit."""
+    plain = isinstance(value, str) and value and value.isascii() and value.isprintable() and value[0] != '"'
+    text = value if plain else json.dumps(value, default=repr)
+    return text if limit is None or len(text) <= limit else f"{text[:limit]}.."
 
 
 def encode(event):
@@ -272,19 +275,19 @@ def is_hash(value):
 
 
 def fits(value, kind):
-    """Whether a value is of a schema's kind; numbers are 0 or more and below 2**64."""
+    """Whether a value is of a schema's kind; integers are from 0 to 2**64 - 1, floats 0 or more, and finite."""
     if kind is HEX:
         return is_hash(value)
     if isinstance(kind, tuple):
         return value in kind
     if kind is list:
         return type(value) is list and value != [] and all(fits(token, int) for token in value)
-    return type(value) is kind and (kind is str or 0 <= value < 2**64)
+    return type(value) is kind and (kind is str or 0 <= value < (2**64 if kind is int else math.inf))
 
 
 def read_line(where, line):
     """A line of a log -> its event; ValueError if it is not the one way to write down an event of a known kind."""
-    shown = printable(line[:100].decode(errors="replace"))
+    shown = printable(line.decode(errors="replace"), 100)
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
@@ -294,7 +297,7 @@ def read_line(where, line):
         raise ValueError(f"{where}: not an event of a trace: {shown}")
     for field, kind in schema[0].items():
         if not fits(event[field], kind):
-            raise ValueError(f"{where}: {field} cannot be {printable(event[field])[:100]}")
+            raise ValueError(f"{where}: {field} cannot be {printable(event[field], 100)}")
     if encode(event) != line:
         raise ValueError(f"{where}: not written as a trace writes it: {shown}")
     return event
@@ -306,15 +309,14 @@ def read(path):
     data = read_file(path)
     if data[4:8] == bytes(4):  # llama2-rs begins with a length in 8 bytes; JSON has no zero bytes
         return read_rust(path, data)
-    *lines, rest = data.split(b"\n")
-    if not lines or rest:
-        what = "does not end in a newline" if data else "the file is empty"
-        raise ValueError(f"{path}, line {len(lines) + 1}: {what}")
-    events, end, pos = [], None, 0
-    for number, line in enumerate(lines, 1):
+    events, leaves, end, pos = [], [], None, 0
+    for number, line in enumerate(io.BytesIO(data), 1):
         where = f"{path}, line {number}"
         if end is not None:
             raise ValueError(f"{where}: follows the root")
+        if not line.endswith(b"\n"):
+            raise ValueError(f"{where}: does not end in a newline")
+        line = line[:-1]
         event = read_line(where, line)
         if ("format" in event) != (number == 1):
             raise ValueError(f"{where}: " + ("a second header" if number > 1 else "not a trace's header"))
@@ -325,7 +327,10 @@ def read(path):
             end = event
         else:
             events.append(event)
-    trace = Trace(path, events, map(merkle.leaf_hash, lines[:len(events)]), end and end["root"])
+            leaves.append(merkle.leaf_hash(line))
+    if not events:
+        raise ValueError(f"{path}: the file is empty")
+    trace = Trace(path, events, leaves, end and end["root"])
     computed = {"size": len(events), "root": trace.tree.root().hex()}
     for field in end or ():
         if end[field] != computed[field]:
@@ -383,8 +388,8 @@ def check(path, root):
         events = [{"index": e["index"], "line": e["line"], "path": [*e["path"]]} for e in proof["events"]]
         if encode({"format": PROOF_FORMAT, "size": proof["size"], "root": proof["root"], "events": events}) != line:
             raise ValueError(f"not written as a {PROOF_FORMAT} is")
-        if not all(is_hash(h) for event in events for h in event["path"]):
-            raise ValueError("a path holds something that is not a hash")
+        if not all(map(is_hash, [proof["root"], *events[0]["path"], *events[-1]["path"]])):
+            raise ValueError("a hash is not one")
         kinds = [read_line("event", event["line"].encode("ascii")) for event in events]
         header, step = kinds if len(kinds) == 2 else ({}, {})
         if "format" not in header or "next" not in step or events[0]["index"] != 0:
@@ -577,9 +582,14 @@ def run(argv, out):
     else:
         found = differences(read(args.a), read(args.b))
         for error in found:
-            out.write(f"{error}\n")
+            out.write(escaped(str(error)).encode("ascii", "backslashreplace").decode() + "\n")
         return 1 if found else 0
     return 0
+
+
+def escaped(text):
+    """Text with escapes for what a terminal would not print."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def exit_code(program, command):
@@ -603,8 +613,7 @@ def exit_code(program, command):
         code, message = 2, getattr(error, "strerror", None) or str(error) or "out of memory"
         if getattr(error, "filename", None) is not None:
             message = f"{error.filename}: {message}"
-    message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    print(f"{program}: error: {message}", file=sys.stderr)
+    print(f"{program}: error: {escaped(message)}", file=sys.stderr)
     return code
 
 
