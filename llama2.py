@@ -1170,8 +1170,8 @@ class Run:
             self.steps = min(option("steps", "steps", 256) or context, context)
             self.tokenizer = Tokenizer(tokenizer, self.transformer.config.vocab_size)
             if len(self.prompt) > context * max(map(len, self.tokenizer.vocab)):  # before much time goes into it
-                raise ValueError(f"the prompt has {len(self.prompt)} characters, too many for the context of {self.path}, "
-                                 f"{context} tokens")
+                raise ValueError(f"the prompt has {len(self.prompt)} characters, too many for {self.path}'s context of "
+                                 f"{context}")
             self.tokens = self.tokenizer.encode(self.prompt)
         except BaseException:
             self.transformer.close()

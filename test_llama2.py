@@ -906,7 +906,7 @@ def test_decoding(tokenizer):
 
 
 def test_the_first_of_equal_tokens_counts(tmp_path):
-    path = make_tokenizer(tmp_path / "t", PIECES + [b"a"], SCORES + [5.0])
+    path = make_tokenizer(tmp_path / "t", PIECES + [b" a"], SCORES + [5.0])
     assert llama2.Tokenizer(path, 281).encode("a", bos=False) == [263]
 
 
@@ -1809,6 +1809,20 @@ def test_a_changed_proof_is_noticed(traces, tmp_path, capfdbinary, change):
     code, out, err = command(capfdbinary, "check", tmp_path / "bad", "--root", log.root, program=trace)
     assert code in (1, 2) and out == b"" and err.count("\n") == 1 and err.startswith("trace.py: error: ")
     assert "\x1b" not in err
+    if changed == {**proof, "root": [[]]}:  # nested deeply enough it could be read and compared, but not be written
+        assert "a hash is not one" in err
+
+
+def test_a_header_elsewhere_than_in_the_first_line_proves_nothing(traces, tmp_path, capfdbinary):
+    header, step, *_ = read_lines(traces["step"])
+    lines, tree = [b"x", header, step], merkle.MerkleTree()
+    for line in lines:
+        tree.append(merkle.leaf_hash(line))
+    root = tree.root().hex()
+    (tmp_path / "proof").write_bytes(trace.encode({"format": "llama2.py proof 1", "size": 3, "root": root, "events": [
+        {"index": i, "line": lines[i].decode(), "path": [h.hex() for h in tree.inclusion_proof(i)]} for i in (1, 2)]}))
+    message = failure(capfdbinary, "check", tmp_path / "proof", "--root", root, program=trace)
+    assert message.endswith("not a proof: does not hold a header and a step")
 
 
 def test_a_proof_of_another_trace_is_noticed(traces, tmp_path, capfdbinary):
@@ -1912,15 +1926,19 @@ def test_traces_of_llama2_rs_are_written_as_it_does(files, traces, tmp_path):
     {"leaf": 3}, {"root": b"\1" + bytes(32)}, {"root": b"\0"}, {"root": b"\2" + bytes(32)}, {"counts": (1, 0)}, {"counts": (-1, 0)},
     {"counts": (0, 1)}, {"counts": (0, -1)}, {"counts": (2**61, 0)}, {"counts": (0, 2**61)}, {"tail": b"\0"}, {"drop": 13},
     {"drop": 5}, {"double": 5}, {"pos": 6}, {"token": 6}, {"text": 6}, {"logits": 6}, {"model_path": "x.bin"}, {"prompt": "ab"},
-    {"steps": 15}, {"steps": 13}, {"drop": slice(None)}])
+    {"steps": 15}, {"steps": 13}, {"drop": slice(None)}, {"leaves": 13}, {"first byte": b"\2"}])
 def test_what_llama2_rs_overlooks_is_noticed(traces, model, tmp_path, capfdbinary, change):
     header, entries = rust_parts(traces["rust"])
     ((what, value),) = change.items()
     leaves, more = None, {}
+    log = trace.read(traces["rust"])
+    hashes = [bytes(log.tree.levels[0][32 * i:32 * i + 32]) for i in range(14)]
     if what == "leaf":
-        log = trace.read(traces["rust"])
-        leaves = [bytes(log.tree.levels[0][32 * i:32 * i + 32]) for i in range(14)]
-        leaves[value] = bytes(32)
+        leaves = [*hashes[:value], bytes(32), *hashes[value + 1:]]
+    elif what == "leaves":
+        leaves = hashes[:value]
+    elif what == "first byte":
+        more = {"root": value + log.tree.root()}
     elif what in ("root", "counts", "tail"):
         more = change
     elif what == "drop":
