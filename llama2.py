@@ -81,7 +81,7 @@ class Exact:
 
     name = "exact"
     weight_size = 40  # bytes: a float takes 32 in CPython's allocator, a tuple's pointer to it 8
-    block_weights = 2**13  # that one matrix holds: few enough to stay in the processor's cache when unpacked
+    block_weights = 2**14  # that one matrix holds: few enough to stay in the processor's cache when unpacked
 
     @staticmethod
     def dot(a, b):
@@ -1161,7 +1161,7 @@ class Run:
             raise trace.VerificationError(log.path, "format", f"that of --like {self.like}", got)
         arithmetic, rng = LIKE[self.like]
         self.sampler = Sampler(option("temperature", "temperature", 1.0), option("p_value", "p_value", 0.9),
-                               option("seed", "seed", 0) or time.time_ns() % MASK + 1, rng, arithmetic)
+                               args.seed or held.get("seed") or time.time_ns() % MASK + 1, rng, arithmetic)
         self.level, self.prompt = option("trace_level", "level", "step"), option("input_prompt", "prompt", "")
         self.path, tokenizer = find_files(args)
         self.transformer = Transformer(self.path, arithmetic, args.workers)
@@ -1314,10 +1314,10 @@ def converse(run, args, out):
     def read(question):
         out.write(question.encode())
         out.flush()
-        line = sys.stdin.readline() if sys.stdin else ""
+        line = sys.stdin.buffer.readline() if sys.stdin else b""
         if not line:
             raise EOFError
-        return line.rstrip("\n")
+        return line.decode("utf-8", "surrogateescape").rstrip("\r\n")
 
     try:
         chat(run.transformer, run.tokenizer, run.sampler, run.steps, read, write, args.input_prompt, args.system_prompt)

@@ -185,7 +185,7 @@ class Checker(Log):
             raise VerificationError(where, "line", encode(event).decode(), "the end of the trace")
         found = self.trace.events[self.count]
         self.count += 1
-        if found.get("next", 0) is None:  # llama2-rs's last
+        if found.get("next", 0) is None:  # the last entry of llama2-rs
             event = {**event, "next": None}
         if encode(event) == encode(found):
             return
