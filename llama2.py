@@ -81,7 +81,6 @@ class Exact:
 
     name = "exact"
     weight_size = 40  # bytes: a float takes 32 in CPython's allocator, a tuple's pointer to it 8
-    block_weights = 2**14  # that one matrix holds: few enough to stay in the processor's cache when unpacked
 
     @staticmethod
     def dot(a, b):
@@ -214,7 +213,6 @@ class C:
 
     name = "c"
     weight_size = 4  # bytes
-    block_weights = 2**16  # that one matrix holds: enough for long columns
 
     class Matrix:
         """Columns: dots advances the partial sums of all rows together, 2.5 times as fast as row by row."""
@@ -464,6 +462,9 @@ def share(n, index, count):
     return range(n * index // count, n * (index + 1) // count)
 
 
+BLOCK = 2**15  # weights in a block: few enough to stay in the processor's cache once unpacked
+
+
 class Block:
     """Some rows of a layer's matrix in the mapped file, unpacked whenever their matrix is asked for."""
 
@@ -497,7 +498,7 @@ class Shard:
         self.weights = {}  # name -> for each layer, the matrices or the blocks that its rows are kept in
         for name, rows in parts.items():
             self.weights[name] = []
-            step = max(1, arithmetic.block_weights // checkpoint.tensors[name][2])
+            step = max(1, BLOCK // checkpoint.tensors[name][2])
             for l in range(1 if name == "classifier" else c.n_layers):
                 blocks = [Block(checkpoint, arithmetic, name, l, i, min(rows.stop, i + step)) for i in rows[::step]]
                 self.weights[name].append([block.matrix() for block in blocks] if unpacked else blocks)
