@@ -1234,6 +1234,20 @@ def test_closed_standard_output_and_odd_encodings_do_not_matter(files):
     assert done.returncode == 0 and done.stdout.startswith("é😀".encode())
 
 
+@pytest.mark.parametrize("program, message", [("llama2.py", b"is not this project's"), ("trace.py", b"merkle.py is to be beside")])
+def test_a_python_that_hides_the_folder_says_why_nothing_works(program, message):
+    done = subprocess.run([sys.executable, "-I", os.path.join(HERE, program)], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    assert done.stderr.startswith(program.encode() + b": error: ") and message in done.stderr
+
+
+def test_a_full_standard_output_is_an_error_of_one_line():
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, os.path.join(HERE, "llama2.py"), "-s", "1", "-n", "3"], stdout=full,
+                              stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (2, b"llama2.py: error: No space left on device\n")
+
+
 def test_chat_reads_turns_from_standard_input(files):
     done = subprocess.run([sys.executable, os.path.join(HERE, "llama2.py"), files["grouped"], "-z", files["tokenizer"], "-t", "0",
                            "-m", "chat", "-n", "30"], input=b"\nhello\n", capture_output=True)
