@@ -31,6 +31,7 @@ import trace
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 MODEL, TOKENIZER = os.path.join(HERE, "stories", "model.bin"), os.path.join(HERE, "stories", "tokenizer.bin")
+os.environ.pop("PYTHONUNBUFFERED", None)  # it would hide what is left in a buffer when a process of these tests ends
 
 # ----------------------------------------------------------------------------
 # Measuring. Every figure comes from a process of its own; the processes take turns, round by round, since machines are
@@ -1794,6 +1795,7 @@ def test_a_proof_of_a_long_trace_is_short(tmp_path):
         writer.step(300, 400, b" story", [pos])
         sizes.append(writer.written)
     writer.finish()
+    writer.close()
     assert sizes[99] < 16_000
     assert max(len(trace.prove(trace.read(tmp_path / "t"), pos)) for pos in (0, 511, 999)) < 2048
 
@@ -1852,10 +1854,11 @@ def test_a_proof_of_another_trace_is_noticed(traces, tmp_path, capfdbinary):
 
 
 def test_file_names_and_prompts_are_shown_without_their_escapes(traces, tmp_path, capfdbinary):
-    path = tmp_path / "\x1b[31mé"
+    path = tmp_path / os.fsdecode("\x1b[31mé".encode())
     path.write_bytes(read_bytes(traces["c"]))
     code, out, err = command(capfdbinary, "diff", traces["step"], path, program=trace)
-    assert code == 1 and b"/\\x1b[31m\\xe9, line 1 (header): arithmetic" in out and b"\x1b" not in out
+    assert code == 1 and re.search(rb"/\\x1b\[31m(\\xe9|\\udcc3\\udca9), line 1 \(header\): arithmetic", out)
+    assert out.isascii() and b"\x1b" not in out
     assert [trace.printable(value) for value in ("\x1b", '"\\u001b"', "", '""', "a b", 3, "é")] == [
         '"\\u001b"', '"\\"\\\\u001b\\""', '""', '"\\"\\""', "a b", "3", '"\\u00e9"']
 

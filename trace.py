@@ -596,24 +596,28 @@ def exit_code(program, command):
     """Run a command -> the exit code: its own, or, with one line on standard error, 1 for a failed verification and 2
     for bad input, or, quietly, 130 for Ctrl-C and 141 for a standard output that was closed."""
     sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # None if closed
+    message = None
     try:
         code = command()
         sys.stdout.flush()
-        return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's flush at exit would fail, too
-        return 141
+        code = 141
     except KeyboardInterrupt:
+        code = 130
         if sys.stdout.isatty():
             print()
-        return 130
     except VerificationError as error:
         code, message = 1, f"verification failed: {error}"
     except (ValueError, OSError, MemoryError) as error:
         code, message = 2, getattr(error, "strerror", None) or str(error) or "out of memory"
         if getattr(error, "filename", None) is not None:
             message = f"{error.filename}: {message}"
-    print(f"{program}: error: {escaped(message)}", file=sys.stderr)
+    if message is not None:
+        print(f"{program}: error: {escaped(message)}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # drop what cannot be written, or Python's own flush at exit would fail as well
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 
