@@ -9,22 +9,22 @@ It follows llama2.c's run.c section by section, with the standard library alone,
 - its arithmetic is defined to the bit (below), in a dialect of its own or in run.c's (--like llama2.c);
 - worker processes can share the work (--workers), and a model too large for memory is read from the mapped file;
 - a run can leave a log that proves it (trace.py);
-- an option out of range, a prompt beyond the context or a malformed file is an error, never silently corrected;
+- a value out of range, a prompt beyond the context or a malformed file is an error, never silently corrected (only
+  -n stops at the context's end);
 - some oddities of run.c are left out: chat lines cut at 511 bytes, BOS taking part in merges, a missing token " "
   encoded as -1, <0x41xyz> decoded as a byte, a read before an array's start when top-p finds no candidate;
 - quantized checkpoints (version 2) are not supported.
 
     x        activations, a tuple of dim floats          l    layer, 0 .. n_layers - 1
-    q, k, v  query, key, value                           h    head, 0 .. n_heads - 1
+    q, k, v  query, key, value                           h    query head, 0 .. n_heads - 1
     w        weights                                     hs   head size, dim / n_heads
-    pos      position in the sequence                    g    key and value head, shared by n_heads / n_kv_heads queries
+    pos      position in the sequence                    g    key and value head, of n_heads / n_kv_heads query heads
     logits   unnormalized log-probabilities, (vocab)     R    rounding to binary32, to the nearest, ties to even
 """
 import codecs
 import contextlib
 import functools
 import hashlib
-import io
 import mmap
 import multiprocessing
 import os
@@ -59,7 +59,8 @@ if not hasattr(trace, "Log"):
 
 
 def R(values):
-    """values (n) -> (n), a tuple: each rounded to binary32, inf if too large. struct does this as one loop in C."""
+    """values (n) -> (n), a tuple: each rounded to binary32, inf if too large (where "<f" would raise). struct does
+    this as one loop in C."""
     form = f"{len(values)}f"
     return unpack(form, pack(form, *values))
 
@@ -93,10 +94,11 @@ class Exact:
 
     @staticmethod
     def total(values):
+        """values (n) -> their sum."""
         return r(fsum(values))
 
     class Matrix:
-        """Rows, and the squared length of each, as dots needs them. Grows by rows (keys) or by columns (values)."""
+        """Rows (n, d) and their squared lengths (n), as dots needs them. Grows by rows (keys) or columns (values)."""
 
         def __init__(self, rows=(), squares=None):
             self.rows = list(rows)
@@ -112,15 +114,13 @@ class Exact:
             self.largest = max(self.largest, self.squares[-1])
 
         def add_column(self, column):
-            self.rows = self.rows or [[] for _ in column]
-            for row, value in zip(self.rows, column):
-                row.append(value)
+            self.rows = [(*row, value) for row, value in zip(self.rows or repeat(()), column)]
             self._measure()  # anew, since adding value**2 to a square would add up errors
 
     @staticmethod
     def operand(x):
         """x (d) as dots wants it, prepared once for all rows that it meets: x, -x/2 and |x/2|^2."""
-        y = tuple([-0.5 * v for v in x])
+        y = tuple([-0.5 * v for v in x])  # since dist copies what is no tuple
         return x, y, hypot(*y) ** 2
 
     @staticmethod
@@ -132,8 +132,9 @@ class Exact:
         about 1.5 times as fast as sumprod, which came with Python 3.12.
 
         Its error, with u = 2^-53 and S = |w|^2 + |x/2|^2: dist errs by 3u (the differences by u, the root of the sum of
-        their squares by an ulp), and so its square, of at most 2S, by 7u, which is 14u S; the two lengths err by 5u S,
-        the four sums by 5u S. Together 24u S = 3 * 2^-50 S, and the margin is more than twice that of the longest row.
+        their squares by an ulp), and so its square, of at most 2S, by 7u, which is 14u S; the two squared lengths by 5u
+        S, the four sums by 5u S. Together 24u S = 3 * 2^-50 S, and the margin is more than twice that of the longest
+        row.
         """
         x, y, square = operand
         margin = (matrix.largest + square) * 2.0**-47
@@ -162,19 +163,19 @@ class Exact:
         low, high = pack(form, *[g * LESS for g in guess]), pack(form, *[g * MORE for g in guess])
         if low == high:
             return unpack(form, low)
-        return tuple([certified(g, lambda d, v=v: d(v).exp()) for g, v in zip(guess, values)])
+        return tuple([certified(g, lambda: Decimal(v).exp()) for g, v in zip(guess, values)])
 
     @staticmethod
     def pow(a, b):
-        return certified(a**b, lambda d: d(a) ** d(b))
+        return certified(a**b, lambda: Decimal(a) ** Decimal(b))
 
     @staticmethod
     def cos(a):
-        return certified(cos(a), lambda d: decimal_cos(d(a)))
+        return certified(cos(a), lambda: decimal_cos(Decimal(a)))
 
     @staticmethod
     def sin(a):
-        return certified(sin(a), lambda d: decimal_cos(d(a) - PI / 2))
+        return certified(sin(a), lambda: decimal_cos(Decimal(a) - PI / 2))
 
 
 LESS, MORE = 1 - 2.0**-50, 1 + 2.0**-50  # the margin of a guess by the C library: four ulps or more
@@ -202,7 +203,7 @@ def certified(guess, exactly):
     with localcontext() as context:
         context.prec = 80  # digits: far more than any number here needs to leave the middle
         middle = (Decimal(low) + Decimal(min(high, 2.0**128))) / 2  # inf stands for 2^128, the next after the largest
-        return high if exactly(Decimal) > middle else low
+        return high if exactly() > middle else low
 
 
 class C:
@@ -232,10 +233,12 @@ class C:
 
     @staticmethod
     def dot(a, b):
+        """a, b (d) -> their dot product."""
         return C.total(R([u * v for u, v in zip(a, b)]))
 
     @staticmethod
     def total(values):
+        """values (n) -> their sum."""
         return [0.0, *running_sums(values)][-1]
 
     @staticmethod
@@ -245,8 +248,8 @@ class C:
     @staticmethod
     def dots(matrix, x):
         """matrix (n, d), x (d) -> (n): the dot product of every row with x."""
-        form = Struct(f"{len(matrix.columns[0]) if matrix.columns else 0}f")
-        sums = (0.0,) * (form.size // 4)
+        n = len(matrix.columns[0])
+        form, sums = Struct(f"{n}f"), (0.0,) * n
         for column, v in zip(matrix.columns, x):
             products = form.unpack(form.pack(*[w * v for w in column]))
             sums = form.unpack(form.pack(*map(add, sums, products)))
@@ -254,6 +257,7 @@ class C:
 
     @staticmethod
     def exps(values):
+        """values (n) -> (n): exp of each."""
         return tuple(map(libm("expf", 1), values))
 
     @staticmethod
@@ -404,10 +408,10 @@ class Checkpoint:
         need(self.size == offset, "size", f"{self.size} bytes", f"{offset} for " + ", ".join(
             f"{field} {value}" for field, value in vars(c).items()))
         self.tensors.setdefault("classifier", self.tensors["embedding"])
-        self.weights = offset // 4
+        self.n_weights = offset // 4  # at most: header and tables are counted as well
 
     def rows(self, name, layer=0, first=0, last=None, check=True):
-        """Rows first .. last - 1 of a layer's matrix, a list of tuples of floats. ValueError if one is not finite."""
+        """Rows first .. last - 1 of a layer's matrix: a list of tuples of floats. ValueError if one is not finite."""
         offset, rows, columns = self.tensors[name]
         start = offset + 4 * columns * (layer * rows + first)
         stop = offset + 4 * columns * (layer * rows + (rows if last is None else last))
@@ -418,7 +422,7 @@ class Checkpoint:
         return result
 
     def release(self):
-        """Give the pages that were read back to the system, which reads them again if it has not kept them."""
+        """Let the system drop the pages that were read; it reads them from the file again when they are needed."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self.data.madvise(mmap.MADV_DONTNEED)
 
@@ -462,7 +466,9 @@ def share(n, index, count):
     return range(n * index // count, n * (index + 1) // count)
 
 
-BLOCK = 2**15  # weights in a block: few enough to stay in the processor's cache once unpacked
+# Weights in a block, few enough to stay in the processor's cache once unpacked: larger ones make dialect c a tenth
+# slower on Python 3.13, smaller ones cost calls. The bits are the same, since each row is computed by itself.
+BLOCK = 2**15
 
 
 class Block:
@@ -510,8 +516,8 @@ class Shard:
         """xs (positions, d) -> (positions, rows of this part): a matrix times each vector."""
         operands = [self.arithmetic.operand(x) for x in xs]
         results = [[] for _ in xs]
-        for matrix in self.weights[name][l]:
-            matrix = matrix if self.unpacked else matrix.matrix()
+        for block in self.weights[name][l] if xs else ():
+            matrix = block if self.unpacked else block.matrix()
             for result, operand in zip(results, operands):
                 result += self.arithmetic.dots(matrix, operand)
         if not self.unpacked:
@@ -535,15 +541,16 @@ class Shard:
         return R(list(chain(*zip(evens, odds))))
 
     def attention(self, l, pos, xs, observed):
-        """xs (positions, dim), the normalized activations from pos on -> for this part's heads, the results of each
-        operation by name, (positions, n) each; of the last one alone, the attention, if nobody observes."""
+        """xs (positions, dim), the normalized activations from pos on -> q, k, v, weights and attention by name,
+        (positions, n) each, for this part's heads; attention alone if nobody observes, so that workers send less."""
         A, hs = self.arithmetic, self.config.head_size
         results = {"q": [], "k": [], "v": [], "weights": [], "attention": []}
         if pos == 0:
             self.cache[l] = [{g: A.Matrix() for g in self.kv_heads} for _ in ("keys", "values")]
         keys, values = self.cache[l]
         scale = r(sqrt(hs))
-        shared = hs if self.heads.start % self.group else 0  # the first key and value head, which another shard reports
+        # so many numbers of k and v are not reported: those of a first head that the shard before has, too
+        shared = hs if self.heads.start % self.group else 0
         for pos, (q, k, v) in enumerate(zip(*[self.matmul(name, l, xs) for name in ("wq", "wk", "wv")]), pos):
             q, k = self.rope(q, pos), self.rope(k, pos)
             for i, g in enumerate(self.kv_heads):
@@ -561,7 +568,8 @@ class Shard:
         return results if observed else {"attention": results["attention"]}
 
     def swiglu(self, l, xs, observed):
-        """xs (positions, dim) -> likewise gate, up and silu(gate) * up for this part's rows of w1 and w3."""
+        """xs (positions, dim) -> gate, up and swiglu = silu(gate) * up by name, (positions, n) each, for this part's
+        rows of w1 and w3; swiglu alone if nobody observes."""
         gates, ups, results = self.matmul("w1", l, xs), self.matmul("w3", l, xs), []
         for gate, up in zip(gates, ups):
             e = self.arithmetic.exps([-a for a in gate])
@@ -571,14 +579,14 @@ class Shard:
 
 
 def join(parts):
-    """parts (shards, positions, n) -> (positions, shards * n): the shards' parts of each vector put together."""
+    """parts (shards, positions, n of each shard) -> (positions, sum of n): the parts of each vector put together."""
     return [tuple(chain(*vectors)) for vectors in zip(*parts)]
 
 
 def work(connection, other_end, path, *part):
     """A worker process: answers calls of its shard's methods until the connection's other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
-    other_end.close()
+    other_end.close()  # or this process would keep its own connection open
 
     def answer(function, *args):
         try:
@@ -620,7 +628,7 @@ class Transformer:
         self.calls = 0   # so far; the number of a call tells its answers from late ones to an interrupted call
         self.checkpoint = Checkpoint(path)
         self.config = self.checkpoint.config
-        unpacked = self.checkpoint.weights * self.arithmetic.weight_size < free_memory() * 3 / 4
+        unpacked = self.checkpoint.n_weights * self.arithmetic.weight_size < free_memory() * 3 / 4
         try:
             with uninterrupted():
                 for index in range(1, workers):
@@ -674,7 +682,8 @@ class Transformer:
     def batch(self, tokens, pos, observers=(), skip=0):
         """run.c's forward, over the tokens of consecutive positions from pos on.
 
-        Returns the logits of each position but the first `skip`. observers: a function for each position, or none.
+        Returns the logits of each position but the first `skip`, a list of array("f") of vocab_size. observers: a
+        function for each position, or none.
         """
         A, c, observed = self.arithmetic, self.config, bool(observers)
         if pos != 0 and pos != self.length:
@@ -878,7 +887,7 @@ class Sampler:
         if p <= 0.0 or p >= 1.0:
             return pick(range(len(probabilities)), running_sums(probabilities), coin)
         # top-p: drop what is too improbable to be among the top, then sort
-        cutoff = r(r(1.0 - p) / r(max(1, len(probabilities) - 1)))
+        cutoff = r(r(1.0 - p) / max(1, len(probabilities) - 1))
         tokens = [token for token, v in enumerate(probabilities) if v >= cutoff]
         tokens = tokens or [logits.index(max(logits))]  # flat probabilities and a small p may leave none
         tokens.sort(key=probabilities.__getitem__, reverse=True)  # stable, unlike qsort: equal ones stay in order
@@ -930,10 +939,11 @@ def generate(transformer, tokenizer, sampler, tokens, steps, observe=None, logit
     while pos < steps:
         batch = inputs[pos:min(steps, pos + BATCH)]
         skip = 0 if logits else min(len(batch), max(0, len(tokens) - 1 - pos))  # the prompt says what follows them
-        events = [[] for _ in batch] if observe else []  # by position, since batch goes through them layer by layer
-        results = transformer.batch(batch, pos, [lambda *event, e=e: e.append(event) for e in events], skip)
+        events = [[] for _ in batch]  # by position, since batch goes through them layer by layer
+        observers = [lambda *event, seen=seen: seen.append(event) for seen in events if observe]
+        results = transformer.batch(batch, pos, observers, skip)
         for i, token in enumerate(batch):
-            for event in events[i] if observe else ():
+            for event in events[i]:
                 observe(*event)
             row = results[i - skip] if i >= skip else None
             following = tokens[pos + 1] if pos + 1 < len(tokens) else sampler.sample(row)
@@ -1050,7 +1060,8 @@ class Comparison:
         """The end of the report."""
         if self.count != self.rows:
             raise ValueError(f"{self.path}: shape is {self.shape}, but this run's is ({self.count}, {self.vocab_size})")
-        return (f"largest difference: {self.largest[0]:.3g} at step {self.largest[1]}; in ulps: {self.ulps}\n"
+        size, step = self.largest
+        return (f"largest difference: {size:.3g}{'' if step is None else f' at step {step}'}; in ulps: {self.ulps}\n"
                 f"arg max agrees at {self.agree} of {self.count} steps\n"
                 f"first step that differs: {self.started}; first beyond the tolerance: {self.parted}\n")
 
@@ -1101,10 +1112,10 @@ def parse(argv):
     add("-t", "--temperature", type=float, help="0: always the likeliest token (default: 1.0)")
     add("-p", "--p_value", type=float, help="top-p sampling; 0 or 1: from all tokens (default: 0.9)")
     add("-s", "--seed", type=int, help="1 to 2**64 - 1; 0: from the clock (default: 0)")
-    add("-n", "--steps", type=int, help="positions; 0: as many as the context has (default: 256)")
+    add("-n", "--steps", type=int, help="positions, at most the context's; 0: all of them (default: 256)")
     add("-i", "--input_prompt", type=utf8, help="how the text begins (default: nothing)")
-    add("-z", "--tokenizer", help="(default: tokenizer.bin beside the checkpoint, else in the working directory)")
-    add("-m", "--mode", choices=["generate", "chat"], default="generate", help="(default: generate)")
+    add("-z", "--tokenizer", help="(default: tokenizer.bin beside the checkpoint, or in the working directory)")
+    add("-m", "--mode", choices=["generate", "chat"], default="generate", help="tell or talk (default: generate)")
     add("-y", "--system_prompt", type=utf8, help="in chat (default: asked for)")
     add("--like", choices=["llama2.c", "llama2-rs"], help="be that program, bit for bit (default: exact arithmetic)")
     add("--workers", type=int, default=1, metavar="N", help="processes that share the work (default: 1)")
@@ -1131,6 +1142,8 @@ def parse(argv):
     for option in "trace", "verify", "logits", "compare":
         if getattr(args, option) is not None and args.mode == "chat":
             parser.error(f"--{option} belongs to mode generate, not to chat")
+    if args.system_prompt is not None and args.mode != "chat":
+        parser.error("--system_prompt belongs to mode chat")
     if args.steps is not None and args.steps < 0:
         parser.error(f"argument -n/--steps: {args.steps}, must be 0 or more")
     if args.tolerance is not None and not 0 <= args.tolerance < inf:
@@ -1330,9 +1343,7 @@ def converse(run, args, out):
 def dispatch(args, out):
     """Do what the options ask for -> the exit code."""
     if args.explain_text is not None:
-        text = io.StringIO()
-        trace.show(trace.read(args.explain_text), text)
-        out.write(text.getvalue().encode())
+        trace.show(trace.read(args.explain_text), sys.stdout)
         return 0
     log = None
     if args.verify is not None:

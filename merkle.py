@@ -88,7 +88,8 @@ class MerkleTree:
         return path(0, size)
 
     def consistency_proof(self, size1, size2=None):
-        """PROOF(size1, D[size2]) of RFC 6962 section 2.1.2: what both trees' roots can be worked out from."""
+        """PROOF(size1, D[size2]) of RFC 6962 section 2.1.2: the hashes from which both trees' roots can be worked out,
+        together with the first root itself if size1 is a power of two."""
         size2 = self._checked(size2)
         if not 0 < size1 <= size2:
             raise ValueError(f"size {size1} is not in 1 .. {size2}")

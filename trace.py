@@ -45,7 +45,7 @@ class VerificationError(Exception):
 
     def __init__(self, where, field, expected, got):
         super().__init__(f"{where}: {field}: expected {printable(expected, 500)}, got {printable(got, 500)}")
-        self.where, self.field, self.expected, self.got = where, field, expected, got
+        self.field = field
 
 
 def printable(value, limit=None):
@@ -62,7 +62,7 @@ def encode(event):
 
 
 def hash_values(values):
-    """SHA-256 of numbers as little-endian float32, in hexadecimal."""
+    """values (n) -> the SHA-256 of them as little-endian float32, in hexadecimal."""
     values = array("f", values)
     if sys.byteorder == "big":
         values.byteswap()
@@ -292,10 +292,10 @@ def read_line(where, line):
         event = json.loads(line)
     except (ValueError, RecursionError):
         raise ValueError(f"{where}: not a line of JSON: {shown}") from None
-    schema = [schema for schema in SCHEMAS if isinstance(event, dict) and list(schema) == list(event)]
-    if not schema:
+    schema = next((s for s in SCHEMAS if isinstance(event, dict) and list(s) == list(event)), None)
+    if schema is None:
         raise ValueError(f"{where}: not an event of a trace: {shown}")
-    for field, kind in schema[0].items():
+    for field, kind in schema.items():
         if not fits(event[field], kind):
             raise ValueError(f"{where}: {field} cannot be {printable(event[field], 100)}")
     if encode(event) != line:
@@ -304,8 +304,8 @@ def read_line(where, line):
 
 
 def read(path):
-    """A file -> its Trace. Raises ValueError, naming the line, if it is none, and VerificationError if its root is not
-    that of its lines."""
+    """A file -> its Trace. Raises ValueError, naming the line, if it is not a trace, and VerificationError if the root
+    is not that of its lines."""
     data = read_file(path)
     if data[4:8] == bytes(4):  # llama2-rs begins with a length in 8 bytes; JSON has no zero bytes
         return read_rust(path, data)
@@ -357,23 +357,21 @@ def show(trace, out):
 def show_step(trace, pos, out):
     """Draw the path of one step from its line to the root, saying of each hash what it is the SHA-256 of."""
     index, size = trace.step(pos), len(trace.tree)
-    hashes = [merkle.leaf_hash(trace.line(index))]
-    out.write(f"{trace.line(index).decode()}\n\nleaf {index} of {size}\n")
-    out.write(f"{hashes[0].hex()} = SHA256(00, the line above)\n")
+    line = trace.line(index)
+    computed = merkle.leaf_hash(line)
+    out.write(f"{line.decode()}\n\nleaf {index} of {size}\n{computed.hex()} = SHA256(00, the line above)\n")
     for left, sibling in zip(merkle.sides(index, size - 1), trace.tree.inclusion_proof(index)):
-        pair = (sibling, hashes[-1]) if left else (hashes[-1], sibling)
-        hashes.append(merkle.node_hash(*pair))
+        computed = merkle.node_hash(sibling, computed) if left else merkle.node_hash(computed, sibling)
         mine = "right" if left else "left"
-        out.write(f"  | {mine:5} child, beside {sibling.hex()}\n{hashes[-1].hex()} = SHA256(01, left, right)\n")
+        out.write(f"  | {mine:5} child, beside {sibling.hex()}\n{computed.hex()} = SHA256(01, left, right)\n")
     out.write("  = the root\n")
 
 
 def prove(trace, pos):
     """A proof, as JSON, that a step is in the log: header and step with their paths to the root."""
-    index = trace.step(pos)
     return encode({"format": PROOF_FORMAT, "size": len(trace.tree), "root": trace.tree.root().hex(), "events": [
         {"index": i, "line": trace.line(i).decode(), "path": [h.hex() for h in trace.tree.inclusion_proof(i)]}
-        for i in (0, index)]})
+        for i in (0, trace.step(pos))]})
 
 
 def check(path, root):
@@ -390,8 +388,8 @@ def check(path, root):
             raise ValueError(f"not written as a {PROOF_FORMAT} is")
         if not all(map(is_hash, [proof["root"], *events[0]["path"], *events[-1]["path"]])):
             raise ValueError("a hash is not one")
-        kinds = [read_line("event", event["line"].encode("ascii")) for event in events]
-        header, step = kinds if len(kinds) == 2 else ({}, {})
+        parsed = [read_line("event", event["line"].encode("ascii")) for event in events]
+        header, step = parsed if len(parsed) == 2 else ({}, {})
         if "format" not in header or "next" not in step or events[0]["index"] != 0:
             raise ValueError("does not hold a header and a step")
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -409,8 +407,8 @@ def check(path, root):
 
 
 def differences(a, b):
-    """The first event in which trace b differs from trace a, as a list of VerificationErrors: of two if that is the
-    header, which says nothing about results; then the first of those that differs follows."""
+    """The first difference of trace b from trace a, as a list of VerificationErrors, empty if there is none. After a
+    difference of the headers, which say nothing about results, the first of the other events follows."""
     found = []
     for index, (one, other) in enumerate(zip(a.events, b.events)):
         if encode(one) != encode(other):
@@ -478,8 +476,8 @@ class RustWriter(Log):
 
 
 def read_rust(path, data):
-    """The bytes of a trace of llama2-rs -> a Trace. Raises ValueError where they are none, and VerificationError where
-    positions are not in order, leaves are not their entries' hashes, or the root is not that of the leaves."""
+    """The bytes of a trace of llama2-rs -> a Trace. Raises ValueError if they are not one, and VerificationError if its
+    positions are not in order, a leaf is not its entry's hash, or the root is not that of the leaves."""
     offset = 0
 
     def take(size, what):
@@ -539,7 +537,7 @@ def root_argument(text):
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors in one line."""
+    """Raises ValueError where argparse would print its usage and exit."""
 
     def error(self, message):
         raise ValueError(message)
