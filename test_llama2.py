@@ -1507,6 +1507,19 @@ def test_a_false_header_is_noticed_however_little_is_verified(traces, model, tmp
         assert "line 1 (header): " in noticed(capfdbinary, model, *args)
 
 
+@pytest.mark.parametrize("steps", [0, 13, 15, 10**6])
+def test_a_finished_trace_has_the_steps_that_its_header_says_or_ends_with_bos(traces, model, tmp_path, capfdbinary, steps):
+    header, *lines = read_lines(traces["step"])[:-1]
+    bad = forge(tmp_path / "bad", [edit(header, steps=steps), *lines])
+    for more in [], ["--verify-iteration", 2]:
+        assert f"line 1 (header): steps: expected 14, got {steps}" in noticed(capfdbinary, model, bad, *more)
+    ended = forge(tmp_path / "ended", [edit(header, steps=steps), *lines[:-1], edit(lines[-1], next=1)])
+    if steps > 14:
+        assert len(trace.read(ended).steps) == 14
+    else:
+        noticed(capfdbinary, model, ended, "--verify-iteration", 2)
+
+
 def test_a_prompt_that_no_context_holds_is_refused_in_no_time_and_in_few_words(traces, model, tmp_path, capfdbinary):
     lines = read_lines(traces["step"])[:-1]
     begin = time.process_time()

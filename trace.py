@@ -305,7 +305,7 @@ def read_line(where, line):
 
 def read(path):
     """A file -> its Trace. Raises ValueError, naming the line, if it is not a trace, and VerificationError if the root
-    is not that of its lines."""
+    is not that of its lines, or a finished run has not as many steps as its header says."""
     data = read_file(path)
     if data[4:8] == bytes(4):  # llama2-rs begins with a length in 8 bytes; JSON has no zero bytes
         return read_rust(path, data)
@@ -335,6 +335,9 @@ def read(path):
     for field in end or ():
         if end[field] != computed[field]:
             raise VerificationError(where, field, computed[field], end[field])
+    done, goal = len(trace.steps), trace.header["steps"]
+    if end and done != goal and not (done < goal and events[-1].get("next") == 1):  # BOS ends a run before its goal
+        raise VerificationError(f"{path}, line 1 (header)", "steps", done, goal)
     return trace
 
 
