@@ -550,19 +550,19 @@ def run(argv, out):
     parser = Parser(prog="trace.py", description="Read, prove and compare traces of llama2.py and llama2-rs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    def command(name, *files, help):
+    def command(name, help, *files):
         added = commands.add_parser(name, help=help, description=help)
         for file in files:
             added.add_argument(file)
-        return added.add_argument
+        return added
 
-    command("show", "file", help="print a trace")(
+    command("show", "print a trace", "file").add_argument(
         "--step", type=int, metavar="N", help="draw the path from this step's line to the root")
-    command("root", "file", help="print a trace's root")
-    command("prove", "file", help="print a proof that a step is in the trace")("step", type=int)
-    command("check", "proof", help="check such a proof against the root that was published")(
+    command("root", "print a trace's root", "file")
+    command("prove", "print a proof that a step is in the trace", "file").add_argument("step", type=int)
+    command("check", "check such a proof against the root that was published", "proof").add_argument(
         "--root", type=root_argument, required=True, metavar="HEX")
-    command("diff", "a", "b", help="find the first event in which two traces differ")
+    command("diff", "find the first event in which two traces differ", "a", "b")
     args = parser.parse_args(argv)
     if args.command in ("show", "root", "prove"):
         trace = read(args.file)
