@@ -1507,6 +1507,15 @@ def test_a_false_header_is_noticed_however_little_is_verified(traces, model, tmp
         assert "line 1 (header): " in noticed(capfdbinary, model, *args)
 
 
+def test_what_follows_the_end_of_the_run_is_noticed(traces, model, tmp_path, capfdbinary):
+    lines = read_lines(traces["step"])[:-1]
+    more = [*lines, edit(lines[-1], pos=14, token=json.loads(lines[-1])["next"])]
+    op = read_lines(traces["op"])[:-1]
+    for body, root in (more, False), ([*op, edit(op[1], pos=14)], False), ([*op, edit(op[1], pos=14)], True):
+        err = noticed(capfdbinary, model, forge(tmp_path / "bad", body, root))
+        assert "line: expected the end of the run, got " in err
+
+
 @pytest.mark.parametrize("steps", [0, 13, 15, 10**6])
 def test_a_finished_trace_has_the_steps_that_its_header_says_or_ends_with_bos(traces, model, tmp_path, capfdbinary, steps):
     header, *lines = read_lines(traces["step"])[:-1]

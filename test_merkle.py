@@ -275,6 +275,26 @@ def test_no_other_consistency_proof_verifies(place, data):
         refused(verify_consistency, m, n, changed, ROOTS[m], ROOTS[n])
 
 
+def test_a_hash_too_many_or_too_few_is_noticed_at_either_end():
+    for n in range(1, 20):
+        for m in range(1, n + 1):
+            for check, args, proof, more in [
+                    (verify_inclusion, (LEAVES[m - 1], m - 1, n), TREE.inclusion_proof(m - 1, n), (ROOTS[n],)),
+                    (verify_consistency, (m, n), TREE.consistency_proof(m, n), (ROOTS[m], ROOTS[n]))]:
+                for changed in [*proof, ROOTS[m]], [ROOTS[m], *proof], proof[1:], proof[:-1]:
+                    if changed != proof:
+                        refused(check, *args, changed, *more)
+
+
+def test_numbers_are_integers_and_no_booleans():
+    for index, size in (True, 3), (0, True), (1.0, 3), (1, 3.0):
+        proof = TREE.inclusion_proof(int(index), int(size))
+        verify_inclusion(LEAVES[int(index)], int(index), int(size), proof, ROOTS[int(size)])
+        refused(verify_inclusion, LEAVES[int(index)], index, size, proof, ROOTS[int(size)])
+    for sizes in (True, 1), (1, True), (1.0, 1):
+        refused(verify_consistency, *sizes, [], ROOTS[1], ROOTS[1])
+
+
 @given(places, st.integers(0, 255), st.integers(0, 300))
 def test_no_other_roots_or_sizes_are_consistent(place, bit, other):
     m, n = place[0] + 1, place[1]
