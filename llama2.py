@@ -1039,7 +1039,8 @@ class Comparison:
         if self.count == self.rows:
             raise ValueError(f"{self.path}: shape is {self.shape}, but this run has more steps")
         n, step = self.vocab_size, self.count
-        data = self.data[self.begin + 4 * n * step:][:4 * n]
+        start = self.begin + 4 * n * step
+        data = self.data[start:start + 4 * n]
         other = unpack(f"<{n}f", data)
         difference = max(map(abs, map(sub, logits, other))) if isfinite(sum(other)) else inf
         ulps = max(map(abs, map(sub, ordered(pack(f"<{n}f", *logits)), ordered(data))))
