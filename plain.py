@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""A Llama 2 in 250 plain lines: the definition that llama2.py, which is fast, has to equal bit for bit.
+
+    python3 plain.py                           # the embedded model tells a story
+    python3 plain.py 42 "Once upon a time"     # with another seed, and a beginning
+
+It prints what `python3 llama2.py -s SEED -i BEGINNING` prints, only slowly. A language model is a function from a text
+to probabilities of what comes next; a story is what comes of asking it again and again. A shape stands behind vectors
+and matrices: (vocab, dim) is vocab rows of dim numbers. dim is the width of the model, hidden that of its feed-forward
+networks, hs the size of an attention head.
+"""
+import math
+import struct
+import sys
+from decimal import Decimal, localcontext
+from pathlib import Path
+
+# Numbers. All are float32, as in the file of weights, held in Python's floats, which are more precise. To compute + - *
+# / or sqrt in Python and then round gives what a float32 processor gives. A sum of many terms would depend on their
+# order if each partial sum were rounded; so it is exact here and rounded at its end: everybody gets the same bits.
+
+def R(x):
+    """A number -> the float32 nearest to it."""
+    return struct.unpack("f", struct.pack("f", x))[0]
+
+def dot(a, b):
+    """Vectors of the same length -> the sum of the products of their elements. fsum adds without rounding."""
+    return R(math.fsum(x * y for x, y in zip(a, b, strict=True)))
+
+def total(x):
+    return R(math.fsum(x))
+
+def nearest(number):
+    """A decimal -> the float32 nearest to it. (Its 53-bit neighbours are tried too, since rounding twice can err.)"""
+    x = float(number)
+    return min(map(R, (x, math.nextafter(x, math.inf), math.nextafter(x, -math.inf))),
+               key=lambda candidate: abs(Decimal(candidate) - number))
+
+def exp(x):
+    return nearest(Decimal(min(x, 100.0)).exp())  # of 100 it is infinite in float32 already
+
+def power(a, b):
+    return nearest(Decimal(a) ** Decimal(b))
+
+def cos(x, term=1.0, n=0):
+    """1 - x^2 / 2! + x^4 / 4! - ..; from the term x and n = 1 on it is the sine."""
+    with localcontext() as context:
+        context.prec = 40 + int(abs(x))  # digits, since the terms grow before they shrink
+        x, term, result = Decimal(x), Decimal(term), Decimal(0)
+        while result + term != result:
+            result += term
+            term *= -x * x / ((n + 1) * (n + 2))
+            n += 2
+        return nearest(result)
+
+def sin(x):
+    return cos(x, x, 1)
+
+
+# The weights: a file of llama2.c, version 0. Seven integers, then one matrix after the other.
+class Model:
+    def __init__(self, path):
+        data = Path(path).read_bytes()
+        dim, hidden, self.n_layers, self.n_heads, self.n_kv_heads, vocab, self.seq_len = struct.unpack_from("<7i", data)
+        self.vocab, self.hs = abs(vocab), dim // self.n_heads
+        kv_dim = self.n_kv_heads * self.hs  # of all heads' keys
+        numbers = iter(struct.unpack_from(f"<{len(data) // 4 - 7}f", data, 28))
+
+        def matrix(rows, columns):
+            return [[next(numbers) for _ in range(columns)] for _ in range(rows)]
+
+        def layers(rows, columns):
+            return [matrix(rows, columns) for _ in range(self.n_layers)]
+
+        self.embedding = matrix(self.vocab, dim)     # a vector for each token
+        self.rms_att = matrix(self.n_layers, dim)    # scales, before attention
+        self.wq = layers(dim, dim)                   # to queries
+        self.wk = layers(kv_dim, dim)                # to keys
+        self.wv = layers(kv_dim, dim)                # to values
+        self.wo = layers(dim, dim)                   # from the heads' results back into the stream
+        self.rms_ffn = matrix(self.n_layers, dim)    # scales, before the feed-forward network
+        self.w1 = layers(hidden, dim)                # to its gates
+        self.w2 = layers(dim, hidden)                # back into the stream
+        self.w3 = layers(hidden, dim)                # to what the gates let through
+        self.rms_final = matrix(1, dim)[0]           # scales, at the end
+        matrix(self.seq_len, self.hs)                # cosines and sines of older versions, unused
+        self.classifier = matrix(self.vocab, dim) if vocab < 0 else self.embedding  # to a score for each token
+        self.keys, self.values = [[]] * self.n_layers, [[]] * self.n_layers  # the cache, (pos + 1, kv_dim) a layer
+
+
+# The forward pass, and what it is made of
+def matvec(w, x):
+    """w (n, d), x (d) -> (n): a matrix times a vector, which is the dot product of each row with it."""
+    return [dot(row, x) for row in w]
+
+def add(x, y):
+    return [R(a + b) for a, b in zip(x, y, strict=True)]
+
+def rmsnorm(x, w):
+    """x, w (dim) -> (dim): x brought to length sqrt(dim), then scaled by w. Why: the stream grows from layer to layer;
+    a layer learns more easily from inputs that are always of the same size."""
+    scale = R(1 / R(math.sqrt(R(R(dot(x, x) / len(x)) + R(1e-5)))))  # 1 / root of the mean square; never 1 / 0
+    return [R(wi * R(scale * xi)) for wi, xi in zip(w, x, strict=True)]
+
+def softmax(x):
+    """x (n) -> (n): positive numbers that sum to 1, larger where x is. Why the maximum is taken off: exp overflows at
+    89, and a constant taken off all of them does not change the result."""
+    largest = max(x)
+    e = [exp(R(v - largest)) for v in x]
+    sum_e = total(e)
+    return [R(v / sum_e) for v in e]
+
+def rope(x, pos, hs):
+    """x (heads * hs) -> the same shape: rotary position embedding. Each pair of neighbours in a head turns by an angle
+    in proportion to the position, the first pair fast, the last one slowly. Why: the dot product of a query and a key
+    that were turned so depends on how far apart they are, and not on where they stand."""
+    turned = list(x)
+    for i in range(0, hs, 2):
+        angle = R(pos * R(1 / power(10000.0, R(i / hs))))
+        c, s = cos(angle), sin(angle)
+        for j in range(i, len(x), hs):  # this pair in every head
+            turned[j], turned[j + 1] = R(R(x[j] * c) - R(x[j + 1] * s)), R(R(x[j] * s) + R(x[j + 1] * c))
+    return turned
+
+def attend(q, keys, values):
+    """One head: q (hs), keys and values (pos + 1, hs) -> weights (pos + 1), how much the head looks at each position so
+    far, and (hs), the values in these proportions. A key that points where the query does gets a large weight."""
+    weights = softmax([R(dot(q, k) / R(math.sqrt(len(q)))) for k in keys])
+    return weights, [dot(weights, column) for column in zip(*values, strict=True)]
+
+def swiglu(gate, up):
+    """gate, up (hidden) -> (hidden): gate * sigmoid(gate) * up. Why: it lets a number through or not, softly; without
+    something that bends, all layers together would be one matrix."""
+    return [R(R(g * R(1 / R(1 + exp(-g)))) * u) for g, u in zip(gate, up, strict=True)]
+
+def forward(m, token, pos, see=lambda layer, op, values: values):
+    """The token at position pos -> logits (vocab), a score for each token that could come next.
+
+    x, the stream, is a vector of dim numbers to which every layer adds something, twice: attention, by which a position
+    takes up what earlier positions know, and a feed-forward network, by which it thinks about it. (see gets every
+    result by its name and passes it on: for tests, and for whoever wants to watch. Read over it.)
+    """
+    x = see(None, "embedding", m.embedding[token])
+    for l in range(m.n_layers):
+        n = see(l, "attention_norm", rmsnorm(x, m.rms_att[l]))
+        q = see(l, "q", rope(matvec(m.wq[l], n), pos, m.hs))  # (dim): what each head looks for
+        k = see(l, "k", rope(matvec(m.wk[l], n), pos, m.hs))  # (kv_dim): what this position offers to be found by
+        v = see(l, "v", matvec(m.wv[l], n))                   # (kv_dim): what it gives if it is found
+        # The cache: keys and values of earlier positions do not change when a token is added, so they are kept.
+        m.keys[l], m.values[l] = [*m.keys[l][:pos], k], [*m.values[l][:pos], v]
+        weights, attention = [], []
+        for h in range(m.n_heads):
+            # Grouped heads: several heads of queries share one of keys and values, to keep the cache small.
+            g = h // (m.n_heads // m.n_kv_heads)
+            mine, shared = slice(h * m.hs, (h + 1) * m.hs), slice(g * m.hs, (g + 1) * m.hs)
+            w, out = attend(q[mine], [k[shared] for k in m.keys[l]], [v[shared] for v in m.values[l]])
+            weights, attention = weights + w, attention + out
+        see(l, "weights", weights), see(l, "attention", attention)
+        x = see(l, "attention_residual", add(x, see(l, "attention_out", matvec(m.wo[l], attention))))
+        n = see(l, "ffn_norm", rmsnorm(x, m.rms_ffn[l]))
+        gate, up = see(l, "gate", matvec(m.w1[l], n)), see(l, "up", matvec(m.w3[l], n))  # (hidden)
+        hidden = see(l, "swiglu", swiglu(gate, up))
+        x = see(l, "ffn_residual", add(x, see(l, "ffn_out", matvec(m.w2[l], hidden))))
+    x = see(None, "final_norm", rmsnorm(x, m.rms_final))
+    return matvec(m.classifier, x)
+
+
+# The tokenizer: text <-> the numbers of tokens, which are frequent pieces of text. 1, BOS, begins every text. 3 to 258
+# are the 256 bytes, for what has no token of its own.
+class Tokenizer:
+    def __init__(self, path, vocab):
+        data = Path(path).read_bytes()
+        self.pieces, self.scores, offset = [], [], 4
+        for _ in range(vocab):
+            score, length = struct.unpack_from("<fi", data, offset)
+            self.scores.append(score)
+            self.pieces.append(data[offset + 8:offset + 8 + length])
+            offset += 8 + length
+
+    def encode(self, text):
+        """Text -> tokens: first a token for each character, then merge the pair with the best score, again and again.
+        (A text begins with a space, since words do.)"""
+        tokens = [self.pieces.index(b" ")] if text and b" " in self.pieces else []
+        for character in text:
+            piece = character.encode()
+            tokens += [self.pieces.index(piece)] if piece in self.pieces else [byte + 3 for byte in piece]
+        while True:
+            best, at = -1e10, None
+            for i in range(len(tokens) - 1):
+                pair = self.pieces[tokens[i]] + self.pieces[tokens[i + 1]]
+                if pair in self.pieces and self.scores[self.pieces.index(pair)] > best:
+                    at, merged = i, self.pieces.index(pair)
+                    best = self.scores[merged]
+            if at is None:
+                return [1, *tokens]
+            tokens[at:at + 2] = [merged]
+
+    def decode(self, previous, token):
+        """The bytes of a token that follows another one."""
+        piece = self.pieces[token]
+        if previous == 1 and piece[:1] == b" ":
+            piece = piece[1:]
+        return bytes([int(piece[3:5], 16)]) if len(piece) == 6 and piece[:3] == b"<0x" else piece
+
+
+# The sampler: always the likeliest token would tell the same story each time, and a dull one; so chance decides.
+def random(state):
+    """The generator xorshift64*: a state of 64 bits -> a number in [0, 1) and the next state."""
+    state ^= state >> 12
+    state ^= state << 25 & 2**64 - 1
+    state ^= state >> 27
+    return (state * 0x2545F4914F6CDD1D % 2**64 >> 40) / 2**24, state
+
+def pick(tokens, probabilities, coin):
+    """The token on which a coin in [0, 1) falls, if each has a stretch as long as its probability."""
+    running_sum = 0.0
+    for token, probability in zip(tokens, probabilities, strict=True):
+        running_sum = R(running_sum + probability)
+        if coin < running_sum:
+            return token
+    return token
+
+def sample(logits, temperature, p, coin):
+    """logits (vocab) -> a token. Temperature below 1 sharpens the differences, above 1 it flattens them; at 0 the
+    likeliest token is taken. p, "top-p": only the likeliest tokens that together have more than p take part. Why: each
+    of the many unlikely ones is hardly ever drawn, but one of them often would be, and spoil the text."""
+    if R(temperature) == 0:
+        return logits.index(max(logits))
+    n, p = len(logits), R(p)
+    probabilities = softmax([R(v / R(temperature)) for v in logits])
+    if p <= 0 or p >= 1:
+        return pick(range(n), probabilities, coin)
+    cutoff = R(R(1 - p) / max(1, n - 1))  # who has less than this cannot be among the top
+    top = [token for token in range(n) if probabilities[token] >= cutoff] or [logits.index(max(logits))]
+    top.sort(key=lambda token: -probabilities[token])
+    mass, likeliest = 0.0, []
+    while top and mass <= p:
+        likeliest.append(top.pop(0))
+        mass = R(mass + probabilities[likeliest[-1]])
+    return pick(likeliest, [probabilities[token] for token in likeliest], R(coin * mass))
+
+def main(seed="1", prompt="", steps=256, temperature=1.0, p=0.9):
+    stories = Path(__file__).resolve().parent / "stories"
+    model = Model(stories / "model.bin")
+    tokenizer = Tokenizer(stories / "tokenizer.bin", model.vocab)
+    tokens, state = tokenizer.encode(prompt), int(seed)
+    for pos in range(steps):
+        logits = forward(model, tokens[pos], pos)
+        if pos + 1 == len(tokens):  # the prompt is over
+            coin, state = random(state)
+            tokens.append(sample(logits, temperature, p, coin))
+        if tokens[pos + 1] == 1:  # BOS: another text would begin
+            break
+        sys.stdout.buffer.write(tokenizer.decode(tokens[pos], tokens[pos + 1]))
+        sys.stdout.buffer.flush()
+    print()
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])
