@@ -21,6 +21,7 @@ The prefixes 0x00 and 0x01 keep a node from passing as a leaf. A check takes the
 derives from them alone how many hashes a proof has and on which side each stands; from a proof it takes nothing but
 hashes. Consistency proofs are for logs that publish a root more than once while they grow.
 """
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 
 
@@ -28,12 +29,12 @@ class ProofError(ValueError):
     """A proof does not prove what it should, or is no proof."""
 
 
-def leaf_hash(data):
+def leaf_hash(data: bytes) -> bytes:
     """SHA256(0x00 || data), RFC 6962 section 2.1"""
     return sha256(b"\x00" + data).digest()
 
 
-def node_hash(left, right):
+def node_hash(left: bytes, right: bytes) -> bytes:
     """SHA256(0x01 || left || right), RFC 6962 section 2.1"""
     return sha256(b"\x01" + left + right).digest()
 
@@ -45,15 +46,15 @@ class MerkleTree:
     full subtrees every second one is kept, 32 bytes a node: 43 bytes a leaf. Give node_hash if nodes hash otherwise.
     """
 
-    def __init__(self, node_hash=node_hash):
+    def __init__(self, node_hash: Callable[[bytes, bytes], bytes] = node_hash):
         self.node_hash = node_hash
         self.levels = [bytearray()]  # levels[i] holds the roots of the full subtrees of 4**i leaves, left to right
         self.size = 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.size
 
-    def append(self, leaf):
+    def append(self, leaf: bytes) -> None:
         """Add a leaf, given by its hash of 32 bytes."""
         if len(leaf) != 32:
             raise ValueError(f"a leaf hash has 32 bytes, not {len(leaf)}")
@@ -66,13 +67,13 @@ class MerkleTree:
                 self.levels.append(bytearray())
             self.levels[level] += self._full(2 * level, index)
 
-    def root(self, size=None):
+    def root(self, size: int | None = None) -> bytes:
         """The tree head of the first `size` leaves, or of all."""
         size = self._checked(size)
         return self._root(0, size) if size else sha256().digest()
 
-    def inclusion_proof(self, index, size=None):
-        """PATH(index, D[size]) of RFC 6962 section 2.1.1: the siblings on the way from the leaf to the root."""
+    def inclusion_proof(self, index: int, size: int | None = None) -> list[bytes]:
+        """PATH(index, D[size]) of RFC 6962 section 2.1.1: the siblings of the nodes between the leaf and the root."""
         size = self._checked(size)
         if not 0 <= index < size:
             raise ValueError(f"index {index} is not in a tree of {size} leaves")
@@ -87,7 +88,7 @@ class MerkleTree:
 
         return path(0, size)
 
-    def consistency_proof(self, size1, size2=None):
+    def consistency_proof(self, size1: int, size2: int | None = None) -> list[bytes]:
         """PROOF(size1, D[size2]) of RFC 6962 section 2.1.2: the hashes from which both trees' roots can be worked out,
         together with the first root itself if size1 is a power of two."""
         size2 = self._checked(size2)
@@ -127,13 +128,13 @@ class MerkleTree:
         return self.node_hash(self._full(level - 1, 2 * index), self._full(level - 1, 2 * index + 1))
 
 
-def split(size):
+def split(size: int) -> int:
     """The largest power of two smaller than size."""
     return 1 << ((size - 1).bit_length() - 1)
 
 
-def sides(index, last):
-    """For each sibling on the way to the root from node `index` of a level that ends with node `last`: is it left?"""
+def sides(index: int, last: int) -> Iterator[bool]:
+    """For each sibling in the audit path of node `index` of a level that ends with node `last`: is it on the left?"""
     while last:
         if index & 1:
             yield True
@@ -142,7 +143,7 @@ def sides(index, last):
         index, last = index >> 1, last >> 1
 
 
-def verify_inclusion(leaf, index, size, proof, root):
+def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
     """Check that the leaf at `index` of the tree of `size` leaves with that root has this hash (RFC 9162, 2.1.3.2).
 
     Hashes are bytes, proof a list or tuple of them. Returns None, or raises ProofError, whatever it is given.
@@ -155,12 +156,12 @@ def verify_inclusion(leaf, index, size, proof, root):
     if len(proof) != len(path):
         raise ProofError(f"the proof has {len(proof)} hashes, must have {len(path)} for leaf {index} of {size}")
     computed = leaf
-    for left, sibling in zip(path, proof):
+    for left, sibling in zip(path, proof, strict=True):
         computed = node_hash(sibling, computed) if left else node_hash(computed, sibling)
     equal("root", root, computed)
 
 
-def verify_consistency(size1, size2, proof, root1, root2):
+def verify_consistency(size1: int, size2: int, proof: Sequence[bytes], root1: bytes, root2: bytes) -> None:
     """Check that a tree of size1 leaves with root1 begins that of size2 leaves with root2 (RFC 9162, 2.1.4.2).
 
     Returns None, or raises ProofError, whatever it is given; also for an empty first tree, since every tree begins with
@@ -185,7 +186,7 @@ def verify_consistency(size1, size2, proof, root1, root2):
     if len(proof) != need:
         raise ProofError(f"the proof has {len(proof)} hashes, must have {need} for {size1} of {size2} leaves")
     computed1 = computed2 = proof[0] if begin else root1
-    for left, sibling in zip(path, proof[begin:]):
+    for left, sibling in zip(path, proof[begin:], strict=True):
         if left:
             computed1, computed2 = node_hash(sibling, computed1), node_hash(sibling, computed2)
         else:
@@ -194,18 +195,21 @@ def verify_consistency(size1, size2, proof, root1, root2):
     equal("second root", root2, computed2)
 
 
-def equal(what, expected, computed):
+def equal(what: str, expected: bytes, computed: bytes) -> None:
+    """Raise ProofError if a hash is not the one that it should be."""
     if expected != computed:
         raise ProofError(f"{what}: expected {expected.hex()}, computed {computed.hex()}")
 
 
-def check_numbers(**numbers):
+def check_numbers(**numbers) -> None:
+    """Raise ProofError if one is no integer from 0 to 2**64 - 1."""
     for name, value in numbers.items():
         if type(value) is not int or not 0 <= value < 2**64:
             raise ProofError(f"{name} is not an integer from 0 to 2**64 - 1")
 
 
-def check_hashes(proof, *hashes):
+def check_hashes(proof: Sequence[bytes], *hashes: bytes) -> None:
+    """Raise ProofError if these are not hashes, and a list or tuple of hashes."""
     if not isinstance(proof, (list, tuple)):
         raise ProofError("the proof is not a list of hashes")
     for value in (*hashes, *proof):

@@ -19,81 +19,46 @@ object in ASCII without spaces, its keys in this order; a trace without the last
 This module knows nothing of the model. It also reads and writes the traces of llama2-rs, at the end.
 """
 import argparse
+import contextlib
 import hashlib
 import io
+import itertools
 import json
 import math
-import os
 import re
 import struct
 import sys
+import time
 from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, TextIO
 
 try:
+    import console
     import merkle
 except ImportError as error:
     if __name__ != "__main__":
         raise
-    print(f"trace.py: error: {error}: merkle.py is to be beside trace.py (and python3 -P hides it)", file=sys.stderr)
+    print(f"trace.py: error: {error}: console.py and merkle.py are to be beside trace.py (and python3 -P hides them)",
+          file=sys.stderr)
     sys.exit(2)
+
+from console import VerificationError, printable, read_file, write_whole
 
 FORMAT, PROOF_FORMAT = "llama2.py trace 1", "llama2.py proof 1"
 
 
-class VerificationError(Exception):
-    """What was checked is not as claimed: says where, which field, what was expected and what was found."""
-
-    def __init__(self, where, field, expected, got):
-        super().__init__(f"{where}: {field}: expected {printable(expected, 500)}, got {printable(got, 500)}")
-        self.field = field
-
-
-def printable(value, limit=None):
-    """A value from a file as one line of ASCII that is safe to print on a terminal: a plain string as it is, anything
-    else as JSON; cut off at the limit."""
-    plain = isinstance(value, str) and value and value.isascii() and value.isprintable() and value[0] != '"'
-    text = value if plain else json.dumps(value, default=repr)
-    return text if limit is None or len(text) <= limit else f"{text[:limit]}.."
-
-
-def encode(event):
+def encode(event: Any) -> bytes:
     """An event as the line it has in a log."""
     return json.dumps(event, separators=(",", ":")).encode()
 
 
-def hash_values(values):
+def hash_values(values: Sequence[float]) -> str:
     """values (n) -> the SHA-256 of them as little-endian float32, in hexadecimal."""
     values = array("f", values)
     if sys.byteorder == "big":
         values.byteswap()
     return hashlib.sha256(values).hexdigest()
-
-
-def read_file(path, limit=2**28):
-    """A file's bytes. Raises ValueError if they are more than the limit."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        data = file.read(size or limit) if size <= limit else b""  # a pipe has no size
-        if size > limit or file.read(1):
-            raise ValueError(f"{path}: is larger than {limit} bytes")
-    return data
-
-
-def write_whole(path, data):
-    """Write all of a file or nothing: beside its place, then renamed. (A device or a pipe is written to directly.)"""
-    target = os.path.realpath(path)
-    beside = target if os.path.exists(target) and not os.path.isfile(target) else f"{target}.{os.getpid()}.tmp"
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-        if beside != target:
-            os.replace(beside, target)
-    except BaseException as error:
-        if beside != target and os.path.exists(beside):
-            os.remove(beside)
-        if isinstance(error, OSError):
-            raise OSError(f"{path}: {error.strerror}") from None
-        raise
 
 
 # ----------------------------------------------------------------------------
@@ -107,33 +72,35 @@ class Log:
 
     rust = False  # as llama2-rs records a run?
 
-    def __init__(self, header):
+    def __init__(self, header: dict):
         """header: the fields of the first event, in order"""
         self.level, self.pos = header.get("level", "step"), 0
         self.put(header if self.rust else {"format": FORMAT, **header})
 
-    def operation(self, layer, op, values):
+    def operation(self, layer: int | None, op: str, values: Sequence[float]) -> None:
         """A result within the current step: what Transformer.forward calls `observe` with."""
         if self.level == "op" or self.level == "layer" and op == "ffn_residual":
             place = {} if layer is None else {"layer": layer}
             self.put({"pos": self.pos, **place, "op": op, "sha256": hash_values(values)})
 
-    def step(self, token, next, piece, logits):
-        """The end of the current step. Bytes of the piece that are not UTF-8 become \\xHH, in llama2-rs U+FFFD."""
-        text = piece.decode("utf-8", "replace" if self.rust else "backslashreplace")
-        self.put({"pos": self.pos, "token": token, "next": next, "text": text, "logits": hash_values(logits)})
+    def step(self, step: Any) -> None:
+        """The end of a step (llama2.Step). Bytes of its piece that are not UTF-8 become \\xHH, in llama2-rs U+FFFD."""
+        text = step.piece.decode("utf-8", "replace" if self.rust else "backslashreplace")
+        self.put({"pos": self.pos, "token": step.token, "next": step.next, "text": text,
+                  "logits": hash_values(step.logits)})
         self.pos += 1
 
 
 class Writer(Log):
     """Writes a log to a file, each line as it comes: a run that dies leaves all the lines that it had made."""
 
-    def __init__(self, path, header):
+    def __init__(self, path: str, header: dict):
         self.path, self.tree = path, merkle.MerkleTree()
         self.file, self.written = open(path, "wb", buffering=0), 0
         super().__init__(header)
 
-    def put(self, event):
+    def put(self, event: dict) -> None:
+        """Write an event's line."""
         line = encode(event)
         self._write(line)
         self.tree.append(merkle.leaf_hash(line))
@@ -149,13 +116,12 @@ class Writer(Log):
             raise OSError(f"{self.path}: {error.strerror or 'the disk is full'}") from None
         self.written += len(line)
 
-    def finish(self):
-        """Write the line that says that the run is whole, and return the root."""
-        root = self.tree.root().hex()
-        self._write(encode({"size": len(self.tree), "root": root}))
-        return root
+    def finish(self) -> None:
+        """Write the line that says that the run is whole."""
+        self._write(encode({"size": len(self.tree), "root": self.tree.root().hex()}))
 
-    def close(self):
+    def close(self) -> None:
+        """Close the file."""
         self.file.close()
 
 
@@ -169,7 +135,7 @@ class Checker(Log):
     If that is the model's hash, the run goes on to the first result that differs, so that both can be told.
     """
 
-    def __init__(self, trace, header):
+    def __init__(self, trace: "Trace", header: dict):
         self.trace, self.rust, self.count, self.other_model = trace, trace.rust, 0, None
         if self.rust:  # the model may be in another folder
             paths = header["model_path"], trace.header["model_path"]
@@ -177,7 +143,8 @@ class Checker(Log):
                 header = {**header, "model_path": paths[1]}
         super().__init__(header)
 
-    def put(self, event):
+    def put(self, event: dict) -> None:
+        """Compare an event with the next one of the trace."""
         where = self.trace.where(self.count)
         if self.count == len(self.trace.events):
             if not self.trace.root and not self.rust:
@@ -195,19 +162,77 @@ class Checker(Log):
         else:
             raise error
 
-    def end(self):
+    def end(self) -> None:
         """The run is over: is the trace?"""
         if self.count < len(self.trace.events):
             line = encode(self.trace.events[self.count]).decode()
             raise VerificationError(self.trace.where(self.count), "line", "the end of the run", line)
 
-    def conclude(self):
+    def conclude(self) -> None:
         """Raise the difference of the model, if nothing after it differed."""
         if self.other_model:
             raise self.other_model
 
 
-def difference(where, expected, got):
+def verify(run: Any, log: "Trace", last: int | None, published: bool, out: BinaryIO) -> int:
+    """Make the run of a trace again and compare, up to step `last` or, if it is None, to the end -> the exit code, 0.
+
+    run is the run that the trace should be of (llama2.Run): its header, its prompt's tokens, its steps. published: is
+    the trace's root the one that was published? Raises VerificationError at the first difference.
+    """
+    goal = len(log.steps) if last is None else last + 1
+    next_tokens = [log.events[index]["next"] for index in log.steps][len(run.tokens) - 1:-1]
+    draft = list(itertools.takewhile(range(run.transformer.config.vocab_size).__contains__, next_tokens))
+    header = run.header()
+    try:
+        checker = Checker(log, header)
+        with contextlib.suppress(EndOfTrace), contextlib.closing(
+                progress(run.generate(checker, draft=draft), goal)) as steps:
+            for step in steps:
+                checker.step(step)
+                if step.pos == last:
+                    break
+            else:
+                checker.end()
+        checker.conclude()
+    except VerificationError as error:
+        hint = ""
+        if log.rust:
+            hint = " (the format does not commit to the run's options: are -s -t -p -i -n as they were?)"
+        elif header["arithmetic"] == "c":
+            hint = " (in the arithmetic `c` this may only be another C library)"
+        error.args = (f"{error}{hint}",)
+        raise
+    out.write(f"verified: {goal} steps computed again and found equal\n".encode())
+    if last is not None:
+        index = log.step(last) - (1 if log.rust else 0)  # llama2-rs's tree has no leaf for the header
+        out.write(f"step {last} is leaf {index} of {len(log.tree)} under the root\n".encode())
+    if not log.root:
+        out.write(b"the trace is incomplete: its run was cut short, and it is verified as far as it goes\n")
+    basis = "as published" if published else (
+        "only recomputed from the file itself; compare it with the one that was published")
+    out.write(f"root: {log.tree.root().hex()}, {basis}\n".encode())
+    return 0
+
+
+def progress(steps: Iterable, goal: int) -> Iterator:
+    """Pass steps on, and on a terminal show how far they are."""
+    begin = shown = time.perf_counter()
+    try:
+        for step in steps:
+            yield step
+            now = time.perf_counter()
+            if sys.stderr.isatty() and now - shown > 0.2:
+                done, shown = step.pos + 1, now
+                rate = done / (now - begin)
+                print(f"\r{done} of {goal} steps, {rate:.1f} steps/s, {(goal - done) / rate:.0f} s left  ", end="",
+                      file=sys.stderr, flush=True)
+    finally:
+        if shown > begin:
+            print(file=sys.stderr)
+
+
+def difference(where: str, expected: dict, got: dict) -> VerificationError:
     """The first field in which two events differ, as a VerificationError."""
     names = {"pos": "position", "layer": "layer", "op": "operation"}
     place = ", ".join(f"{name} {expected[key]}" for key, name in names.items() if key in expected) or "header"
@@ -223,37 +248,28 @@ class Trace:
     """A trace as read: its events, of which the first is the header, and the tree over them. root is what the file
     says, which has been compared with the tree's, or None if the run was cut short before it was written."""
 
-    def __init__(self, path, events, leaves, root, rust=False):
+    def __init__(self, path: str, events: list[dict], leaves: list[bytes], root: str | None, rust: bool = False):
         self.path, self.events, self.header, self.root, self.rust = path, events, events[0], root, rust
         self.steps = [i for i, event in enumerate(events) if "next" in event]  # pos -> its event's index
         self.tree = merkle.MerkleTree(rust_node if rust else merkle.node_hash)
         for leaf in leaves:
             self.tree.append(leaf)
 
-    def where(self, index):
+    def where(self, index: int) -> str:
         """The place of an event in the file, for messages."""
         if self.rust:
             return f"{self.path}, entry {index - 1}" if index else self.path
         return f"{self.path}, line {index + 1}"
 
-    def step(self, pos):
+    def step(self, pos: int) -> int:
         """The index of a step's event."""
         if not 0 <= pos < len(self.steps):
             raise ValueError(f"{self.path}: has no step {pos}; it has {len(self.steps)}, counted from 0")
         return self.steps[pos]
 
-    def line(self, index):
+    def line(self, index: int) -> bytes:
         """The line of an event in this project's format: what its leaf is the hash of."""
         return encode(self.events[index])
-
-    def included(self, pos):
-        """The index of a step's leaf, once its inclusion proof has been checked."""
-        index, size = self.step(pos), len(self.tree)
-        if self.rust:  # all leaves have been compared
-            return index - 1
-        merkle.verify_inclusion(merkle.leaf_hash(self.line(index)), index, size, self.tree.inclusion_proof(index),
-                                self.tree.root())
-        return index
 
 
 HEX = object()  # 64 hexadecimal digits
@@ -270,11 +286,12 @@ SCHEMAS = [  # the fields of every kind of event: the type, or the values to cho
 ]
 
 
-def is_hash(value):
+def is_hash(value: Any) -> bool:
+    """Whether a value is a hash as it is written: 64 hexadecimal digits, in lower case."""
     return type(value) is str and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
-def fits(value, kind):
+def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of a schema's kind; integers are from 0 to 2**64 - 1, floats 0 or more, and finite."""
     if kind is HEX:
         return is_hash(value)
@@ -285,7 +302,7 @@ def fits(value, kind):
     return type(value) is kind and (kind is str or 0 <= value < (2**64 if kind is int else math.inf))
 
 
-def read_line(where, line):
+def read_line(where: str, line: bytes) -> dict:
     """A line of a log -> its event; ValueError if it is not the one way to write down an event of a known kind."""
     shown = printable(line.decode(errors="replace"), 100)
     try:
@@ -303,7 +320,7 @@ def read_line(where, line):
     return event
 
 
-def read(path):
+def read(path: str) -> Trace:
     """A file -> its Trace. Raises ValueError, naming the line, if it is not a trace, and VerificationError if the root
     is not that of its lines, or a finished run has not as many steps as its header says."""
     data = read_file(path)
@@ -345,7 +362,7 @@ def read(path):
 # What can be asked of a trace
 
 
-def show(trace, out):
+def show(trace: Trace, out: TextIO) -> None:
     """Print a trace as a table, its text escaped. It marks nothing as verified: only the root is computed again."""
     for field, value in trace.header.items():
         out.write(f"{field}: {printable(value)}\n")
@@ -357,27 +374,27 @@ def show(trace, out):
     out.write(f"{kind}: {trace.tree.root().hex()} ({len(trace.tree)} leaves)\n")
 
 
-def show_step(trace, pos, out):
+def show_step(trace: Trace, pos: int, out: TextIO) -> None:
     """Draw the path of one step from its line to the root, saying of each hash what it is the SHA-256 of."""
     index, size = trace.step(pos), len(trace.tree)
     line = trace.line(index)
     computed = merkle.leaf_hash(line)
     out.write(f"{line.decode()}\n\nleaf {index} of {size}\n{computed.hex()} = SHA256(00, the line above)\n")
-    for left, sibling in zip(merkle.sides(index, size - 1), trace.tree.inclusion_proof(index)):
+    for left, sibling in zip(merkle.sides(index, size - 1), trace.tree.inclusion_proof(index), strict=True):
         computed = merkle.node_hash(sibling, computed) if left else merkle.node_hash(computed, sibling)
         mine = "right" if left else "left"
         out.write(f"  | {mine:5} child, beside {sibling.hex()}\n{computed.hex()} = SHA256(01, left, right)\n")
     out.write("  = the root\n")
 
 
-def prove(trace, pos):
+def prove(trace: Trace, pos: int) -> bytes:
     """A proof, as JSON, that a step is in the log: header and step with their paths to the root."""
     return encode({"format": PROOF_FORMAT, "size": len(trace.tree), "root": trace.tree.root().hex(), "events": [
         {"index": i, "line": trace.line(i).decode(), "path": [h.hex() for h in trace.tree.inclusion_proof(i)]}
         for i in (0, trace.step(pos))]})
 
 
-def check(path, root):
+def check(path: str, root: str) -> tuple[dict, dict]:
     """Check a proof file against the root that was published; returns the header and the step that are thereby proved.
 
     Raises ValueError for what is not a proof, VerificationError for one that does not lead from its lines to the root.
@@ -409,11 +426,11 @@ def check(path, root):
     return header, step
 
 
-def differences(a, b):
+def differences(a: Trace, b: Trace) -> list[VerificationError]:
     """The first difference of trace b from trace a, as a list of VerificationErrors, empty if there is none. After a
     difference of the headers, which say nothing about results, the first of the other events follows."""
     found = []
-    for index, (one, other) in enumerate(zip(a.events, b.events)):
+    for index, (one, other) in enumerate(zip(a.events, b.events, strict=False)):
         if encode(one) != encode(other):
             found.append(difference(b.where(index), one, other))
             if index > 0:
@@ -432,12 +449,12 @@ def differences(a, b):
 # the metadata is the header, and an entry is a step whose `next` is the next entry's token; after the last it is None.
 
 
-def rust_node(left, right):
+def rust_node(left: bytes, right: bytes) -> bytes:
     """SHA256(left || right); an odd node is promoted, which gives trees of the shape of RFC 6962"""
     return hashlib.sha256(left + right).digest()
 
 
-def rust_leaf(event):
+def rust_leaf(event: dict) -> bytes:
     """SHA256(pos || token || logits_hash), numbers as little-endian int32"""
     return hashlib.sha256(struct.pack("<ii", event["pos"], event["token"]) + bytes.fromhex(event["logits"])).digest()
 
@@ -447,7 +464,7 @@ class RustWriter(Log):
 
     rust = True
 
-    def __init__(self, path, header):
+    def __init__(self, path: str, header: dict):
         """header: model_path, prompt and steps"""
         self.path, self.events, self.tree = path, [], merkle.MerkleTree(rust_node)
         for field in "model_path", "prompt":
@@ -455,12 +472,14 @@ class RustWriter(Log):
                 raise ValueError(f"{path}: {field} is {printable(header[field])}, must be UTF-8 for llama2-rs's format")
         super().__init__(header)
 
-    def put(self, event):
+    def put(self, event: dict) -> None:
+        """Keep an event."""
         self.events.append(event)
         if "pos" in event:
             self.tree.append(rust_leaf(event))
 
-    def finish(self):
+    def finish(self) -> None:
+        """Write the file."""
         def string(text):
             return struct.pack("<Q", len(text.encode())) + text.encode()
 
@@ -472,13 +491,12 @@ class RustWriter(Log):
                       bytes.fromhex(event["logits"])]
         parts += struct.pack("<Q", len(steps)), *map(rust_leaf, steps), b"\x01", self.tree.root()
         write_whole(self.path, b"".join(parts))
-        return self.tree.root().hex()
 
-    def close(self):
+    def close(self) -> None:
         """There is no file yet, or it is whole."""
 
 
-def read_rust(path, data):
+def read_rust(path: str, data: bytes) -> Trace:
     """The bytes of a trace of llama2-rs -> a Trace. Raises ValueError if they are not one, and VerificationError if its
     positions are not in order, a leaf is not its entry's hash, or the root is not that of the leaves."""
     offset = 0
@@ -518,7 +536,7 @@ def read_rust(path, data):
     trace = Trace(path, events, leaves, root, rust=True)
     if len(leaves) != len(events) - 1:
         raise VerificationError(path, "number of leaves", len(events) - 1, len(leaves))
-    for i, (event, leaf) in enumerate(zip(events[1:], leaves)):
+    for i, (event, leaf) in enumerate(zip(events[1:], leaves, strict=True)):
         if event["pos"] != i:
             raise VerificationError(f"{path}, entry {i}", "pos", i, event["pos"])
         if leaf != rust_leaf(event):
@@ -533,21 +551,16 @@ def read_rust(path, data):
 # Command line
 
 
-def root_argument(text):
+def root_argument(text: str) -> str:
+    """A root as an option gives it."""
     if not is_hash(text.lower()):
         raise argparse.ArgumentTypeError(f"not a root of 64 hexadecimal digits: {printable(text)}")
     return text.lower()
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises ValueError where argparse would print its usage and exit."""
-
-    def error(self, message):
-        raise ValueError(message)
-
-
-def run(argv, out):
-    parser = Parser(prog="trace.py", description="Read, prove and compare traces of llama2.py and llama2-rs.")
+def run(argv: Sequence[str] | None, out: TextIO) -> int:
+    """Do what the command line asks for -> the exit code."""
+    parser = console.Parser(prog="trace.py", description="Read, prove and compare traces of llama2.py and llama2-rs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     def command(name, help, *files):
@@ -583,48 +596,14 @@ def run(argv, out):
     else:
         found = differences(read(args.a), read(args.b))
         for error in found:
-            out.write(escaped(str(error)).encode("ascii", "backslashreplace").decode() + "\n")
+            out.write(console.escaped(str(error)).encode("ascii", "backslashreplace").decode() + "\n")
         return 1 if found else 0
     return 0
 
 
-def escaped(text):
-    """Text with escapes for what a terminal would not print."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def exit_code(program, command):
-    """Run a command -> the exit code: its own, or, with one line on standard error, 1 for a failed verification and 2
-    for bad input, or, quietly, 130 for Ctrl-C and 141 for a standard output that was closed."""
-    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # None if closed
-    message = None
-    try:
-        code = command()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = 141
-    except KeyboardInterrupt:
-        code = 130
-        if sys.stdout.isatty():
-            print()
-    except VerificationError as error:
-        code, message = 1, f"verification failed: {error}"
-    except (ValueError, OSError, MemoryError) as error:
-        code, message = 2, getattr(error, "strerror", None) or str(error) or "out of memory"
-        if getattr(error, "filename", None) is not None:
-            message = f"{error.filename}: {message}"
-    if message is not None:
-        print(f"{program}: error: {escaped(message)}", file=sys.stderr)
-    try:
-        sys.stdout.flush()
-    except OSError:  # drop what cannot be written, or Python's own flush at exit would fail as well
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return code
-
-
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return exit_code("trace.py", lambda: run(argv, sys.stdout))
+    return console.exit_code("trace.py", lambda: run(argv, sys.stdout))
 
 
 if __name__ == "__main__":

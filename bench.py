@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""Measures this program, and prints a table for the README.
+
+    python3 bench.py [PYTHON ...]    # on this Python, or on those given
+"""
+import contextlib
+import json
+import math
+import os
+import pickle
+import random
+import re
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from array import array
+from itertools import chain, repeat
+
+import llama2
+import trace
+import workers
+from arithmetic import Exact
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+MODEL, TOKENIZER = os.path.join(HERE, "stories", "model.bin"), os.path.join(HERE, "stories", "tokenizer.bin")
+# ----------------------------------------------------------------------------
+# Measuring. Every figure comes from a process of its own; the processes take turns, round by round, since machines are
+
+
+def measure_speed(path, arithmetic, positions):
+    """Steps, each beside the bare primitive over the same rows and beside the index loop over some of them."""
+    with llama2.Transformer(path, arithmetic) as model:
+        c, shard = model.config, model.shard
+        matrices = [rows for layer in shard.layers for rows in vars(layer).values() if isinstance(rows, workers.Rows)]
+        blocks = list(chain(*[rows.blocks for rows in [*matrices, shard.classifier]]))
+        weights = sum(rows * columns * (1 if name == "classifier" else c.n_layers) for name, (_, rows, columns)
+                      in model.checkpoint.tensors.items() if name == "classifier" or name.startswith("w"))
+        flat, x = array("f", model.checkpoint.rows("w2")[0] * 64), [math.sin(i) for i in range(c.hidden_dim)]
+
+        def index_loop():
+            n, out = c.hidden_dim, []
+            for i in range(64):
+                val = 0.0
+                for j in range(n):
+                    val += flat[i * n + j] * x[j]
+                out.append(val)
+
+        def primitive(pos):
+            vectors = {d: tuple(math.sin(i) for i in range(d)) for d in (c.dim, c.hidden_dim, c.head_size, pos + 1)}
+            cached = chain(*[matrices for cache in shard.caches for matrices in (cache.keys, cache.values)])
+            begin = time.perf_counter()
+            for matrix in [*blocks, *cached]:
+                list(map(math.dist, matrix.rows, repeat(vectors[len(matrix.rows[0])])))
+            return time.perf_counter() - begin
+
+        forward = bound = loop = 0.0
+        loops = 0
+        for pos in range(positions):
+            begin = time.perf_counter()
+            model.forward(1 + pos * 7 % 400, pos)
+            forward += time.perf_counter() - begin
+            if arithmetic == Exact.name:
+                bound += primitive(pos)
+            if pos % max(1, positions // 8) == 0:
+                begin = time.perf_counter()
+                index_loop()
+                loop, loops = loop + time.perf_counter() - begin, loops + 1
+        second = forward / positions
+        result = {"tok/s": 1 / second, "million multiply-adds/s": weights / second / 1e6,
+                  "times the index loop's speed": loop / loops / (64 * c.hidden_dim) * weights / second}
+        if bound:
+            result["% of the bare math.dist"] = 100 * bound / forward
+        return {**result, "peak memory, MB": peak_memory()}
+
+
+def peak_memory():
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        return int(re.search(r"VmHWM:\s+(\d+)", file.read())[1]) / 1000
+    return math.nan
+
+
+def measure_mapped(path, arithmetic, positions):
+    """Steps with the weights in the map, one by one and, as verification makes them, sixteen together."""
+    llama2.free_memory = lambda: 0
+    with llama2.Transformer(path, arithmetic) as model:
+        model.forward(1, 0)  # which also takes the squares of the rows
+        begin = time.perf_counter()
+        for pos in range(1, positions):
+            model.forward(1, pos)
+        alone, peak = (time.perf_counter() - begin) / (positions - 1), peak_memory()
+        begin = time.perf_counter()
+        model.forward_chunk([1] * workers.CHUNK, positions)
+        together = (time.perf_counter() - begin) / workers.CHUNK
+    return {"tok/s, mapped": 1 / alone, "tok/s, mapped, tokens known": 1 / together, "peak memory, mapped, MB": peak}
+
+
+def measure_trace(path, arithmetic, positions, level):
+    """The part of a run's processor time that its trace takes."""
+    spent = 0.0
+
+    def timed(function):
+        def call(*args):
+            nonlocal spent
+            begin = time.process_time()
+            function(*args)
+            spent += time.process_time() - begin
+        return call
+
+    with llama2.Transformer(path, arithmetic) as model, tempfile.TemporaryDirectory() as folder:
+        header = {"model": "", "tokenizer": "", "level": level}
+        begin = time.process_time()
+        writer = trace.Writer(os.path.join(folder, "trace"), header)
+        operation, step = timed(writer.operation), timed(writer.step)
+        for pos in range(positions):
+            logits = model.forward(1, pos, None if level == "step" else operation)
+            step(llama2.Step(pos, 1, 1, b" story", logits))
+        total = time.process_time() - begin
+        writer.close()
+    return {f"% for a trace, {level}": 100 * spent / total}
+
+
+def measure_workers(path, arithmetic, positions):
+    """Two workers' speed against that of two independent runs at the same time, and what they say to each other."""
+    def start(workers):
+        process = subprocess.Popen([sys.executable, __file__, "--part", "worker", path, arithmetic, str(positions),
+                                    str(workers)],
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        return process
+
+    def finish(processes):
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        return [json.loads(process.communicate()[0]) for process in processes]
+
+    alone = finish([start(1), start(1)])
+    (together,) = finish([start(2)])
+    return {"2 workers: % of two runs side by side": 100 * together["rate"] / sum(run["rate"] for run in alone),
+            "2 workers: round trips a token": together["trips"], "2 workers: KB a token": together["bytes"] / 1000}
+
+
+def measure_worker(path, arithmetic, positions, workers):
+    with llama2.Transformer(path, arithmetic, int(workers)) as model:
+        trips = size = 0
+        send, receive = model.team._send, model.team._receive
+
+        def counted_send(message):
+            nonlocal size
+            size += len(pickle.dumps(message)) * len(model.team.processes)
+            send(message)
+
+        def counted_receive():
+            nonlocal trips, size
+            answers = receive()
+            trips += len(answers)
+            size += sum(len(pickle.dumps(answer)) for answer in answers)
+            return answers
+
+        model.team._send, model.team._receive = counted_send, counted_receive
+        model.forward(1, 0)
+        model.team._send, model.team._receive = send, receive
+        print("ready", flush=True)
+        sys.stdin.readline()
+        begin = time.perf_counter()
+        for pos in range(1, positions + 1):
+            model.forward(1, pos)
+        return {"rate": positions / (time.perf_counter() - begin), "trips": trips, "bytes": size}
+
+
+def measure_start(path, arithmetic):
+    """From the command to its first word."""
+    like = [] if arithmetic == "exact" else ["--like", "llama2.c"]
+    begin = time.perf_counter()
+    command = [sys.executable, os.path.join(HERE, "llama2.py"), path, "-s", "1", "-n", "1", *like, "-i", "A"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout.read(1)
+    seconds = time.perf_counter() - begin
+    process.communicate()
+    return {"seconds to the first word": seconds}
+
+
+def measure(pythons, rounds=5):
+    """Print a table of what is measured, a column for each model, dialect and Python."""
+    with tempfile.TemporaryDirectory() as folder:
+        # the shape of stories15M.bin; random weights, the tokenizer's vocabulary
+        large = os.path.join(folder, "15M.bin")
+        dim, hidden, layers, vocab, context = 288, 768, 6, 32000, 256
+        weights = vocab * dim + 2 * layers * dim + layers * (4 * dim * dim + 3 * hidden * dim) + dim
+        rng = random.Random(1)
+        numbers = [rng.gauss(0, 0.06) for _ in range(1 << 20)]
+        with open(large, "wb") as file:
+            file.write(struct.pack("<7i", dim, hidden, layers, 6, 6, vocab, context))
+            for start in range(0, weights, 1 << 20):
+                rotated = numbers[start >> 13:] + numbers[:start >> 13]
+                file.write(array("f", rotated[:min(1 << 20, weights - start)]).tobytes())
+            file.write(bytes(4 * context * 48))
+        with open(os.path.join(folder, "tokenizer.bin"), "wb") as file:
+            file.write(struct.pack("<i", 6) + b"".join(struct.pack("<fi", 0, 6) + b"%06d" % i for i in range(vocab)))
+        figures = {}
+        for turn in range(rounds):
+            for name, path, steps in ("260K", MODEL, {"exact": 200, "c": 40}), ("15M", large, {"exact": 8, "c": 2}):
+                for arithmetic, n in steps.items():
+                    parts = [["speed", path, arithmetic, n], ["start", path, arithmetic]]
+                    if arithmetic == "exact":
+                        parts += [["trace", path, arithmetic, n, level] for level in trace.LEVELS]
+                        parts += [["workers", path, arithmetic, n], ["mapped", path, arithmetic, n]]
+                    for part in parts:
+                        for python in pythons:
+                            done = subprocess.run([python, __file__, "--part", *map(str, part)],
+                                                  stdout=subprocess.PIPE, check=True)
+                            column = figures.setdefault((name, arithmetic, python), {})
+                            for figure, value in json.loads(done.stdout).items():
+                                column.setdefault(figure, []).append(value)
+            print(f"round {turn + 1} of {rounds}", file=sys.stderr)
+    versions = {python: subprocess.run([python, "-c", "import platform; print(platform.python_version())"],
+                                       stdout=subprocess.PIPE,
+                                       text=True).stdout.strip() for python in pythons}
+    print("| | " + " | ".join(f"{name} {arithmetic}, {versions[python]}" for name, arithmetic,
+                              python in figures) + " |")
+    print("|---" * (len(figures) + 1) + "|")
+    for figure in dict.fromkeys(figure for column in figures.values() for figure in column):
+        cells = []
+        for column in figures.values():
+            values = sorted(column.get(figure, []))
+            cells.append(f"{statistics.median(values):.3g} ({values[0]:.3g} to {values[-1]:.3g})" if values else "")
+        print(f"| {figure} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--part"]:
+        part, path, arithmetic, *more = sys.argv[2:]
+        more = [int(value) if value.isdecimal() else value for value in more]
+        print(json.dumps(globals()[f"measure_{part}"](path, arithmetic, *more)))
+    else:
+        measure(sys.argv[1:] or [sys.executable])

@@ -1,0 +1,702 @@
+"""Tests of trace.py: logs written, verified, tampered with, shown, proved, compared; and those of llama2-rs."""
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import llama2
+import merkle
+import plain
+import trace
+from conftest import (HERE, OPTIONS, PIECES, command, edit, edited, failure, forge, forward_definition, interruptible,
+                      make_tokenizer, noticed, process, read_bytes, read_lines, root_line)
+
+
+# ----------------------------------------------------------------------------
+# Writing and verifying
+
+@pytest.mark.parametrize("level", ["step", "layer", "op"])
+def test_a_trace_is_the_log_that_the_definition_gives(files, traces, tokenizer, level):
+    lines = read_lines(traces[level])
+    with open(files["grouped"], "rb") as m, open(files["tokenizer"], "rb") as t:
+        hashes = [hashlib.sha256(file.read()).hexdigest() for file in (m, t)]
+    events = [json.loads(line) for line in lines]
+    tokens = tokenizer.encode("ab 😀a")
+    assert events[0] == {"format": "llama2.py trace 1", "model": hashes[0], "tokenizer": hashes[1],
+                         "arithmetic": "exact",
+                         "rng": "xorshift64*", "temperature": 1.0, "p_value": 0.9, "seed": 7, "steps": 14,
+                         "level": level,
+                         "prompt": "ab 😀a", "tokens": tokens}
+    steps = [event for event in events if "next" in event]
+    inputs = [step["token"] for step in steps]
+    sampler = llama2.Sampler(1.0, 0.9, 7)
+    expected = [lines[0]]
+    for pos, (ops, logits) in enumerate(forward_definition("exact", files["grouped"], inputs)):
+        for layer, op, values in ops:
+            if level == "op" or level == "layer" and op == "ffn_residual":
+                place = {} if layer is None else {"layer": layer}
+                expected.append(trace.encode({"pos": pos, **place, "op": op,
+                                              "sha256": hashlib.sha256(values).hexdigest()}))
+        row = list(struct.unpack(f"<{len(logits) // 4}f", logits))
+        following = tokens[pos + 1] if pos + 1 < len(tokens) else plain.sample(row, 1.0, 0.9, sampler.coin())
+        text = tokenizer.decode(inputs[pos], following).decode(errors="backslashreplace")
+        expected.append(trace.encode({"pos": pos, "token": inputs[pos], "next": following, "text": text,
+                                      "logits": hashlib.sha256(logits).hexdigest()}))
+    assert lines == expected + [root_line(expected)]
+    assert '"text":"\\ud83d\\ude00"' in b"".join(lines).decode()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", ["step", "layer", "op", "c", "rust"])
+def test_a_trace_verifies(traces, model, capfdbinary, kind, workers):
+    root = trace.read(traces[kind]).root
+    options = OPTIONS + ["--like", "llama2-rs"] if kind == "rust" else []
+    code, out, err = command(capfdbinary, *model, "--verify", traces[kind], *options, "--workers", workers)
+    assert (code, err) == (0, "")
+    assert out.decode() == ("verified: 14 steps computed again and found equal\n"
+                            f"root: {root}, only recomputed from the file itself; compare it with the one that was "
+                            "published\n")
+    code, out, err = command(capfdbinary, *model, "--verify", traces[kind], "--root", root, "--verify-iteration", 5,
+                             *options)
+    index = {"step": 6, "layer": 18, "op": 186, "c": 6, "rust": 5}[kind]
+    size = {"step": 15, "layer": 43, "op": 435, "c": 15, "rust": 14}[kind]
+    assert (code, err) == (0, "")
+    assert out.decode() == ("verified: 6 steps computed again and found equal\n"
+                            f"step 5 is leaf {index} of {size} under the root\n"
+                            f"root: {root}, as published\n")
+
+
+def test_the_same_run_writes_the_same_trace_wherever_it_is(files, traces, model, tmp_path):
+    for n in 2, 3:
+        with contextlib.redirect_stderr(io.StringIO()):
+            llama2.main([*model, *OPTIONS, "--trace-level", "op", "--trace", str(tmp_path / "t"), "--workers", str(n)])
+        assert read_lines(tmp_path / "t") == read_lines(traces["op"])
+
+
+def test_another_root_is_noticed_before_anything_is_computed(traces, model, capfdbinary, monkeypatch):
+    monkeypatch.setattr(llama2, "Transformer", None)
+    for kind in "step", "rust":
+        message = failure(capfdbinary, *model, "--verify", traces[kind], "--root", "00" * 32, "-s", 7, code=1)
+        assert message == (f"verification failed: {traces[kind]}: root: expected {'00' * 32}, "
+                           f"got {trace.read(traces[kind]).root}")
+
+
+@pytest.mark.parametrize("claim, field", [
+    (["-s", "8"], "seed"), (["-t", "0.5"], "temperature"), (["-p", "0.5"], "p_value"), (["-n", "13"], "steps"),
+    (["-i", "ab a"], "prompt"), (["--like", "llama2.c"], "arithmetic"), (["-n", "0"], "steps")])
+def test_a_wrong_claim_beside_verify_is_noticed(traces, model, capfdbinary, claim, field):
+    message = failure(capfdbinary, *model, "--verify", traces["step"], *claim, code=1)
+    assert f"line 1 (header): {field}: expected " in message
+    for claims in OPTIONS, ["-s", "0"]:  # 0: none
+        assert command(capfdbinary, *model, "--verify", traces["step"], *claims)[0] == 0
+
+
+def test_another_model_or_tokenizer_is_noticed_and_so_is_what_came_of_it(files, traces, model, tmp_path, capfdbinary):
+    checkpoint = llama2.Checkpoint(files["grouped"])
+    offset, rows, columns = checkpoint.tensors["wo"]
+    at = offset + 4 * rows * columns  # the first weight of layer 1
+    weight = struct.unpack_from("<I", checkpoint.data, at)[0]
+    other = edited(files["grouped"], tmp_path / "other.bin", at, "I", weight ^ 1 << 22)
+    message = failure(capfdbinary, other, *model[1:], "--verify", traces["op"], code=1)
+    assert re.search(r"line 1 \(header\): model: expected [0-9a-f]{64}, got [0-9a-f]{64}; then .*, line \d+ "
+                     r"\(position 0, layer 1, operation attention_out\): sha256: expected", message)
+    other = make_tokenizer(tmp_path / "other", PIECES[:-1] + [b"f"])
+    message = failure(capfdbinary, model[0], "-z", other, "--verify", traces["step"], code=1)
+    assert "line 1 (header): tokenizer: expected" in message
+    unused = edited(files["version 1"], tmp_path / "unused.bin", 200, "B", 1)  # the header's zeros: nothing comes of it
+    with contextlib.redirect_stderr(io.StringIO()):
+        llama2.main([files["version 1"], *model[1:], *OPTIONS, "--trace", str(tmp_path / "t")])
+    assert failure(capfdbinary, unused, *model[1:], "--verify", tmp_path / "t", code=1).count("expected") == 1
+
+
+# ----------------------------------------------------------------------------
+# Tampering: each is noticed with exit 1, or 2 where the file is no trace any more
+
+def test_any_changed_byte_is_noticed(traces):
+    for kind in "step", "rust":
+        with open(traces[kind], "rb") as file:
+            data = file.read()
+        path = traces[kind] + ".bad"
+        for i in range(len(data)):
+            with open(path, "wb") as file:
+                file.write(data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1:])
+            if kind == "step":
+                with pytest.raises((ValueError, trace.VerificationError)):
+                    trace.read(path)
+            else:  # what this format does not commit to is compared when it is verified
+                with contextlib.suppress(ValueError, trace.VerificationError):
+                    assert trace.read(path).events != trace.read(traces[kind]).events
+
+
+@pytest.mark.parametrize("level", ["step", "op"])
+@pytest.mark.parametrize("root", [False, True])
+@pytest.mark.parametrize("change", ["delete", "double", "swap", "insert", "graft"])
+def test_a_line_deleted_doubled_swapped_inserted_or_grafted_is_noticed(traces, model, tmp_path, capfdbinary, level,
+                                                                       root, change):
+    lines = read_lines(traces[level])
+    body, last = lines[:-1], lines[-1:]
+    with contextlib.redirect_stderr(io.StringIO()):
+        llama2.main([*model, "-s", "8", *OPTIONS[2:], "--trace-level", level, "--trace", str(tmp_path / "other")])
+    other = read_lines(tmp_path / "other")
+    for i in {0, 1, 5, len(body) // 2, len(body) - 1}:
+        bad = list(body)
+        if change == "delete":
+            del bad[i]
+        elif change == "double":
+            bad.insert(i, bad[i])
+        elif change == "swap":
+            j = (i + 1) % len(body)
+            bad[i], bad[j] = bad[j], bad[i]
+        elif change == "insert":
+            bad.insert(i + 1, edit(next(line for line in body if b"next" in line),
+                                   pos=json.loads(body[i]).get("pos", 0) + 1))
+        elif other[i] != body[i]:
+            bad[i] = other[i]
+        else:
+            continue
+        noticed(capfdbinary, model, forge(tmp_path / "bad", bad if root else bad + last, root))
+
+
+@pytest.mark.parametrize("level", ["step", "op"])
+def test_an_end_cut_off_is_noticed_under_a_root_and_told_without(traces, model, tmp_path, capfdbinary, level):
+    lines = read_lines(traces[level])
+    root = json.loads(lines[-1])["root"]
+    for n in {1, 2, 3, len(lines) // 2, len(lines) - 3, len(lines) - 2}:
+        noticed(capfdbinary, model, forge(tmp_path / "bad", lines[:n]))
+        noticed(capfdbinary, model, forge(tmp_path / "bad", lines[:n] + lines[-1:], False))
+        cut = forge(tmp_path / "cut", lines[:n], False)
+        noticed(capfdbinary, model, cut, "--root", root)
+        code, out, err = command(capfdbinary, *model, "--verify", cut)
+        assert code == 0 and b"incomplete" in out
+        with open(cut, "ab") as file:
+            file.write(lines[n][:-3])
+        noticed(capfdbinary, model, cut)
+
+
+def test_what_follows_the_root_is_noticed(traces, model, tmp_path, capfdbinary):
+    lines = read_lines(traces["step"])
+    noticed(capfdbinary, model, forge(tmp_path / "bad", lines + lines[-1:], False))
+    noticed(capfdbinary, model, forge(tmp_path / "bad", lines + lines[1:2], False))
+
+
+@pytest.mark.parametrize("number, fields", [
+    (0, {"model": "00" * 32}), (0, {"tokenizer": "00" * 32}), (0, {"temperature": 0.3}), (0, {"p_value": 0.2}),
+    (0, {"seed": 8}),
+    (0, {"steps": 15}), (0, {"steps": 13}), (0, {"steps": 10**6}), (0, {"prompt": "ab 😀"}), (0, {"tokens": [1, 259]}),
+    (0, {"arithmetic": "c"}), (0, {"rng": "llama2-rs"}), (0, {"level": "op"}), (0, {"format": "llama2.py trace 2"}),
+    (1, {"token": 2}), (1, {"next": 261}), (1, {"pos": 1}), (1, {"text": "x"}), (1, {"logits": "00" * 32}),
+    (12, {"token": 2}), (12, {"next": 261}), (12, {"next": 1}), (12, {"pos": 10}), (12, {"text": ""}),
+    (14, {"next": 1}),
+    (12, {"next": 5000}),
+    (14, {"text": "\x1b[31m"}), (14, {"logits": "ab" * 32})])
+def test_a_field_rewritten_under_a_recomputed_root_is_noticed(traces, model, tmp_path, capfdbinary, number, fields):
+    lines = read_lines(traces["step"])[:-1]
+    assert edit(lines[number], **fields) != lines[number]
+    lines[number] = edit(lines[number], **fields)
+    err = noticed(capfdbinary, model, forge(tmp_path / "bad", lines))
+    # believed until they lead to another line
+    options = {"temperature", "p_value", "seed", "steps", "arithmetic", "level"}
+    assert (options & fields.keys() or re.search(f"line {number + 1}[ :]", err)) and "\x1b" not in err
+    if "token" in fields:
+        assert ": token: expected" in err
+    if "pos" in fields:
+        with pytest.raises(ValueError, match=f"line {number + 1}: pos is {fields['pos']}, must be {number - 1}"):
+            trace.read(tmp_path / "bad")
+
+
+@pytest.mark.parametrize("fields", [{"model": "00" * 32}, {"model": "00" * 32, "steps": 999},
+                                    {"model": "00" * 32, "tokens": [1, 2]}])
+def test_a_false_header_is_noticed_however_little_is_verified(traces, model, tmp_path, capfdbinary, fields):
+    lines = read_lines(traces["step"])[:-1]
+    lines[0] = edit(lines[0], **fields)
+    whole, part = forge(tmp_path / "whole", lines), forge(tmp_path / "part", lines[:6], False)
+    for args in ([whole], [part], [whole, "--verify-iteration", 3], [part, "--verify-iteration", 3],
+                 [whole, "--verify-iteration", 3, "--root", json.loads(root_line(lines))["root"]]):
+        assert "line 1 (header): " in noticed(capfdbinary, model, *args)
+
+
+def test_what_follows_the_end_of_the_run_is_noticed(traces, model, tmp_path, capfdbinary):
+    lines = read_lines(traces["step"])[:-1]
+    more = [*lines, edit(lines[-1], pos=14, token=json.loads(lines[-1])["next"])]
+    op = read_lines(traces["op"])[:-1]
+    for body, root in (more, False), ([*op, edit(op[1], pos=14)], False), ([*op, edit(op[1], pos=14)], True):
+        err = noticed(capfdbinary, model, forge(tmp_path / "bad", body, root))
+        assert "line: expected the end of the run, got " in err
+
+
+@pytest.mark.parametrize("steps", [0, 13, 15, 10**6])
+def test_a_finished_trace_has_the_steps_that_its_header_says_or_ends_with_bos(traces, model, tmp_path, capfdbinary,
+                                                                              steps):
+    header, *lines = read_lines(traces["step"])[:-1]
+    bad = forge(tmp_path / "bad", [edit(header, steps=steps), *lines])
+    for more in [], ["--verify-iteration", 2]:
+        assert f"line 1 (header): steps: expected 14, got {steps}" in noticed(capfdbinary, model, bad, *more)
+    ended = forge(tmp_path / "ended", [edit(header, steps=steps), *lines[:-1], edit(lines[-1], next=1)])
+    if steps > 14:
+        assert len(trace.read(ended).steps) == 14
+    else:
+        noticed(capfdbinary, model, ended, "--verify-iteration", 2)
+
+
+def test_a_prompt_that_no_context_holds_is_refused_unread_and_in_few_words(
+        traces, model, tmp_path, capfdbinary, monkeypatch):
+    encode = llama2.Tokenizer.encode
+
+    def short_texts_alone(self, text):
+        assert len(text) < 10**4
+        return encode(self, text)
+
+    monkeypatch.setattr(llama2.Tokenizer, "encode", short_texts_alone)
+    lines = read_lines(traces["step"])[:-1]
+    for fields in {"prompt": "ab" * 10**6}, {"tokens": [1] * 10**5}:
+        err = noticed(capfdbinary, model, forge(tmp_path / "bad", [edit(lines[0], **fields), *lines[1:]]))
+        assert len(err) < 2000
+    assert "the prompt has 2000000 characters" in failure(capfdbinary, *model, "-s", 1, "-i", "ab" * 10**6)
+
+
+def test_a_token_beyond_the_vocabulary_counts_only_where_it_is_verified(traces, model, tmp_path, capfdbinary):
+    lines = read_lines(traces["step"])[:-1]
+    lines[11:13] = [edit(lines[11], next=5000), edit(lines[12], token=5000)]
+    bad = forge(tmp_path / "bad", lines)
+    assert "line 12 (position 10): next: expected" in noticed(capfdbinary, model, bad)
+    assert command(capfdbinary, *model, "--verify", bad, "--verify-iteration", 3)[0] == 0
+
+
+@pytest.mark.parametrize("option", [["-t", "1e300"], ["-t", "1e-300"], ["-p", "5e-324"], ["-s", str(2**64 - 1)],
+                                    ["-n", "1"]])
+def test_whatever_the_options_a_trace_verifies(model, tmp_path, capfdbinary, option):
+    assert command(capfdbinary, *model, "-s", 7, *option, "--trace", tmp_path / "t")[0] == 0
+    assert command(capfdbinary, *model, "--verify", tmp_path / "t")[0] == 0
+
+
+def test_an_empty_file_name_is_no_missing_option(model, capfdbinary):
+    for option in "--verify", "--explain-text", "--trace", "--logits", "--compare":
+        code, out, err = command(capfdbinary, *model, "-s", 1, option, "")
+        assert code == 2 and out == b"" and err.count("\n") == 1
+
+
+def test_like_another_program_beside_a_trace_of_this_one_is_noticed(traces, model, capfdbinary):
+    for kind, like in ("step", "llama2-rs"), ("step", "llama2.c"), ("c", "llama2-rs"), ("rust", "llama2.c"):
+        noticed(capfdbinary, model, traces[kind], "-s", 7, "--like", like)
+
+
+@pytest.mark.parametrize("line", range(0, 434, 31))
+def test_a_rewritten_operation_is_noticed_at_its_line(traces, model, tmp_path, capfdbinary, line):
+    lines = read_lines(traces["op"])[:-1]
+    field = "sha256" if b"sha256" in lines[line] else "logits" if b"logits" in lines[line] else "model"
+    lines[line] = edit(lines[line], **{field: "5a" * 32})
+    assert f", line {line + 1} " in noticed(capfdbinary, model, forge(tmp_path / "bad", lines))
+
+
+@pytest.mark.parametrize("change", [
+    lambda line: line.replace(b",", b", ", 1), lambda line: b" " + line, lambda line: line + b" ",
+    lambda line: line + b"\r",
+    lambda line: line.replace(b'{"pos":3,"token"', b'{"token"').replace(b',"next"', b',"pos":3,"next"'),
+    lambda line: line.replace(b'"pos":3', b'"pos":3,"pos":3'), lambda line: line.replace(b'"pos":3', b'"pos":3.0'),
+    lambda line: line.replace(b'"pos":3', b'"pos":3e0'),
+    lambda line: line.replace(b'"text":"', b'"text":"\\u0020').replace(b"0 ", b"0"),
+    lambda line: line.replace(b'"pos"', b'"p\\u006fs"'), lambda line: line.replace(b'"pos":3', b'"pos":true'),
+    lambda line: line.replace(b'"text":"', '"text":"é'.encode()), lambda line: line[:-1] + b',"more":1}',
+    lambda line: b"[" + line + b"]", lambda line: b"3", lambda line: b"null", lambda line: b"",
+    lambda line: b"[" * 100_000,
+    lambda line: line.replace(b'"pos":3', b'"pos":' + b"3" * 10_000),
+    lambda line: line.replace(b'"pos":3', b'"pos":-3'),
+    lambda line: re.sub(rb'"logits":"(.)', rb'"logits":"A', line), lambda line: line.replace(b'"pos":3', b'"pos":NaN')])
+def test_the_same_event_in_other_bytes_is_noticed(traces, model, tmp_path, capfdbinary, change):
+    lines = read_lines(traces["step"])[:-1]
+    changed = change(lines[4])
+    assert changed != lines[4]
+    lines[4] = changed
+    with pytest.raises(ValueError, match="line 5: "):
+        trace.read(forge(tmp_path / "bad", lines))
+    assert "line 5" in noticed(capfdbinary, model, forge(tmp_path / "bad", lines))
+
+
+@given(st.data())
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_other_file_is_noticed(traces, files, data):
+    with open(traces[data.draw(st.sampled_from(["step", "layer"]))], "rb") as file:
+        original = file.read()
+    lines = original.splitlines(keepends=True)
+    for _ in range(data.draw(st.integers(1, 3))):
+        i, j = sorted(data.draw(st.tuples(st.integers(0, len(lines) - 1), st.integers(0, len(lines)))))
+        how = data.draw(st.sampled_from(["cut", "copy", "reverse", "bytes", "digits"]))
+        if how == "cut":
+            lines[i:j] = []
+        elif how == "copy":
+            lines[j:j] = lines[i:i + 2]
+        elif how == "reverse":
+            lines[i:j] = lines[i:j][::-1]
+        elif i < len(lines) and lines[i]:
+            line, at = bytearray(lines[i]), data.draw(st.integers(0, len(lines[i]) - 1))
+            line[at] = data.draw(st.integers(0, 255)) if how == "bytes" else data.draw(st.sampled_from(b"0123456789"))
+            lines[i] = bytes(line)
+        lines = lines or [b""]
+    path = traces["step"] + ".mutated"
+    root = data.draw(st.booleans())
+    body = b"".join(lines)
+    if root:
+        body = b"".join(line + b"\n" for line in body.splitlines()[:-1])
+        body += root_line(body.splitlines()) + b"\n"
+    assume(body != original and body + lines[-1] != original)
+    with open(path, "wb") as file:
+        file.write(body)
+    out, err = io.StringIO(), io.StringIO()
+    out.buffer = io.BytesIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
+        code = llama2.main([files["grouped"], "-z", files["tokenizer"], "--verify", path])
+    if code == 0:  # only what a run that was cut short, or the whole of another run, would have written
+        assert original.startswith(body) and b"incomplete" in out.buffer.getvalue() or body in [
+            read_bytes(traces[kind]) for kind in ("step", "layer")]
+    else:
+        assert code in (1, 2) and err.getvalue().count("\n") == 1
+
+
+# ----------------------------------------------------------------------------
+# Runs that do not end well
+
+def test_an_interrupted_run_leaves_a_trace_that_verifies_as_far_as_it_goes(tmp_path, capfdbinary):
+    for kill, code in (signal.SIGINT, 130), (signal.SIGKILL, -9):
+        path = tmp_path / "t"
+        run = subprocess.Popen([sys.executable, os.path.join(HERE, "llama2.py"), "-s", "1", "-n", "0", "--trace",
+                                str(path),
+                                "--trace-level", "op"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=interruptible)
+        run.stdout.read(3)
+        run.send_signal(kill)
+        _, err = run.communicate()
+        assert run.returncode == code and err == b""
+        assert trace.read(path).root is None
+        code, out, _ = command(capfdbinary, "show", path, program=trace)
+        assert code == 0 and b"incomplete" in out
+        code, out, _ = command(capfdbinary, "--verify", path)
+        assert code == 0 and b"incomplete" in out
+
+
+def test_a_full_disk_leaves_whole_lines_and_one_line_of_error(traces, model, tmp_path, capfdbinary):
+    import resource
+    path = tmp_path / "t"
+    limit = len(b"\n".join(read_lines(traces["step"])[:6])) + 20
+    done = process(*model, *OPTIONS, "--trace", path,
+                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"Traceback" not in done.stderr
+    assert read_lines(path) == read_lines(traces["step"])[:6]
+    assert command(capfdbinary, *model, "--verify", path)[0] == 0
+
+
+def test_a_trace_whose_reader_goes_away_is_an_error(model, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    reader = subprocess.Popen(["head", "-c", "10", tmp_path / "fifo"], stdout=subprocess.DEVNULL)
+    done = process(*model, *OPTIONS, "--trace", tmp_path / "fifo", "--trace-level", "op")
+    reader.wait()
+    assert (done.returncode, done.stderr.decode()) == (2, f"llama2.py: error: {tmp_path / 'fifo'}: Broken pipe\n")
+
+
+# ----------------------------------------------------------------------------
+# trace.py: show, root, prove, check, diff
+
+def test_show_prints_every_step_and_escapes_the_text(traces, tmp_path, capfdbinary):
+    lines = read_lines(traces["step"])[:-1]
+    lines[5] = edit(lines[5], text="\x1b[31m\x07")
+    for path in traces["op"], traces["rust"], forge(tmp_path / "t", lines):
+        for args, program in (("show", path), trace), (("--explain-text", path), llama2):
+            code, out, err = command(capfdbinary, *args, program=program)
+            assert code == 0 and err == "" and b"\x1b" not in out and b"\x07" not in out
+            assert len(re.findall(rb"^ +\d+ +\d+  [0-9a-f]{64}  ", out, re.M)) == 14
+            assert trace.read(path).tree.root().hex().encode() in out
+    assert b"\\u001b[31m" in out
+
+
+def test_show_step_can_be_followed_with_sha256(traces, capfdbinary):
+    for kind in "step", "op":
+        lines = read_lines(traces[kind])[:-1]
+        for pos in 0, 5, 13:
+            code, out, _ = command(capfdbinary, "show", traces[kind], "--step", pos, program=trace)
+            rows = out.decode().splitlines()
+            assert code == 0 and rows[0].encode() in lines and json.loads(rows[0])["pos"] == pos
+            current = hashlib.sha256(b"\0" + rows[0].encode()).hexdigest()
+            for row in rows[3:]:
+                if match := re.match(r"  \| (left|right) +child, beside ([0-9a-f]{64})$", row):
+                    pair = [current, match[2]] if match[1] == "left" else [match[2], current]
+                    current = hashlib.sha256(b"\x01" + bytes.fromhex("".join(pair))).hexdigest()
+                elif row.endswith("right)") or row.endswith("above)"):
+                    assert row.split(" = ")[0] == current
+            assert current == trace.read(traces[kind]).root
+
+
+def test_every_proof_checks_and_needs_neither_trace_nor_model(traces, tmp_path, capfdbinary):
+    for kind in "step", "layer", "op", "c":
+        root = trace.read(traces[kind]).root
+        assert command(capfdbinary, "root", traces[kind], program=trace)[1].decode() == root + "\n"
+        for pos in 0, 1, 7, 13:
+            code, out, err = command(capfdbinary, "prove", traces[kind], pos, program=trace)
+            assert (code, err) == (0, "")
+            (tmp_path / "proof").write_bytes(out)
+            code, out, err = command(capfdbinary, "check", tmp_path / "proof", "--root", root, program=trace)
+            assert (code, err) == (0, "") and f"  pos: {pos}\n".encode() in out
+            assert b'  prompt: "ab \\ud83d\\ude00a"\n' in out
+
+
+def test_a_proof_of_a_long_trace_is_short(tmp_path):
+    header = {"model": "00" * 32, "tokenizer": "00" * 32, "arithmetic": "exact", "rng": "xorshift64*",
+              "temperature": 1.0,
+              "p_value": 0.9, "seed": 1, "steps": 1000, "level": "step", "prompt": "", "tokens": [1]}
+    writer = trace.Writer(tmp_path / "t", header)
+    sizes = []
+    for pos in range(1000):
+        writer.step(llama2.Step(pos, 300, 400, b" story", [pos]))
+        sizes.append(writer.written)
+    writer.finish()
+    writer.close()
+    assert sizes[99] < 16_000
+    assert max(len(trace.prove(trace.read(tmp_path / "t"), pos)) for pos in (0, 511, 999)) < 2048
+
+
+@pytest.mark.parametrize("change", [
+    lambda p, q: {**p, "size": p["size"] + 10}, lambda p, q: {**p, "size": 6}, lambda p, q: {**p, "root": "00" * 32},
+    lambda p, q: {**p, "events": p["events"][:1]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "index": 5}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "line": q["events"][1]["line"]}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": p["events"][1]["path"][::-1]}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": p["events"][1]["path"][1:]}]},
+    lambda p, q: {**p, "events": [
+        {**p["events"][0], "line": p["events"][0]["line"].replace('"seed":7', '"seed":8')}, p["events"][1]]},
+    lambda p, q: {**p, "events": [p["events"][1], p["events"][1]]}, lambda p, q: {**p, "events": [p["events"][0]] * 2},
+    lambda p, q: {**p, "events": p["events"] + p["events"][1:]}, lambda p, q: {**p, "more": 1}, lambda p, q: [],
+    lambda p, q: 3,
+    lambda p, q: {**p, "root": [[]]}, lambda p, q: {**p, "size": "14"}, lambda p, q: {**p, "size": None}, lambda p,
+    q: {**p, "size": 2**80},
+    lambda p, q: {**p, "events": 3},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": [3]}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": ["00" * 32] * 100}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "index": "6"}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "line": 3}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "index": "\x1b[31m\n"}]},
+    lambda p, q: {**p, "events": [p["events"][0], {**p["events"][1], "path": dict.fromkeys(p["events"][1]["path"])}]},
+    lambda p, q: {**p, "format": "llama2.py proof 2"}])
+def test_a_changed_proof_is_noticed(traces, tmp_path, capfdbinary, change):
+    log = trace.read(traces["step"])
+    proof, other = (json.loads(trace.prove(log, pos)) for pos in (6, 7))
+    changed = change(proof, other)
+    # the same turns to the root in a tree of 15 and of 16 leaves only
+    if changed == {**proof, "size": proof["size"] + 10}:
+        assert log.tree.size == 15
+    (tmp_path / "bad").write_bytes(trace.encode(changed))
+    code, out, err = command(capfdbinary, "check", tmp_path / "bad", "--root", log.root, program=trace)
+    assert code in (1, 2) and out == b"" and err.count("\n") == 1 and err.startswith("trace.py: error: ")
+    assert "\x1b" not in err
+    if changed == {**proof, "root": [[]]}:  # nested deeply enough it could be read and compared, but not be written
+        assert "a hash is not one" in err
+
+
+@given(st.sampled_from(["step", "layer", "op"]), st.integers(0, 13), st.data())
+@settings(max_examples=300)
+def test_a_proof_proves_its_header_and_step_and_with_any_bit_flipped_nothing(tmp_path_factory, traces, kind, pos, data):
+    log, path = trace.read(traces[kind]), str(tmp_path_factory.getbasetemp() / "flipped.proof")
+    proof = bytearray(trace.prove(log, pos))
+    bit = data.draw(st.integers(0, 8 * len(proof) - 1))
+    for flip in 0, 1:
+        proof[bit // 8] ^= flip << bit % 8
+        with open(path, "wb") as file:
+            file.write(proof)
+        if flip:
+            with pytest.raises((ValueError, trace.VerificationError)):
+                trace.check(path, log.root)
+        else:
+            assert trace.check(path, log.root) == (log.header, log.events[log.steps[pos]])
+
+
+def test_a_header_elsewhere_than_in_the_first_line_proves_nothing(traces, tmp_path, capfdbinary):
+    header, step, *_ = read_lines(traces["step"])
+    lines, tree = [b"x", header, step], merkle.MerkleTree()
+    for line in lines:
+        tree.append(merkle.leaf_hash(line))
+    root = tree.root().hex()
+    (tmp_path / "proof").write_bytes(trace.encode({"format": "llama2.py proof 1", "size": 3, "root": root, "events": [
+        {"index": i, "line": lines[i].decode(), "path": [h.hex() for h in tree.inclusion_proof(i)]} for i in (1, 2)]}))
+    message = failure(capfdbinary, "check", tmp_path / "proof", "--root", root, program=trace)
+    assert message.endswith("not a proof: does not hold a header and a step")
+
+
+def test_a_proof_of_another_trace_is_noticed(traces, tmp_path, capfdbinary):
+    (tmp_path / "proof").write_bytes(trace.prove(trace.read(traces["step"]), 6))
+    for root in trace.read(traces["c"]).root, "00" * 32:
+        assert ": root: expected" in failure(capfdbinary, "check", tmp_path / "proof", "--root", root, program=trace,
+                                             code=1)
+    assert "--root" in failure(capfdbinary, "check", tmp_path / "proof", program=trace)
+
+
+def test_diff_names_the_first_operation_that_differs(files, traces, model, tmp_path, capfdbinary):
+    assert command(capfdbinary, "diff", traces["op"], traces["op"], program=trace) == (0, b"", "")
+    checkpoint = llama2.Checkpoint(files["grouped"])
+    offset, rows, columns = checkpoint.tensors["w1"]
+    weight = struct.unpack_from("<I", checkpoint.data, offset)[0]
+    other = edited(files["grouped"], tmp_path / "other.bin", offset, "I", weight ^ 1 << 22)
+    with contextlib.redirect_stderr(io.StringIO()):
+        llama2.main([other, *model[1:], *OPTIONS, "--trace-level", "op", "--trace", str(tmp_path / "t")])
+    code, out, err = command(capfdbinary, "diff", traces["op"], tmp_path / "t", program=trace)
+    assert code == 1 and err == ""
+    header, operation = out.decode().splitlines()
+    assert "line 1 (header): model: expected" in header
+    assert "(position 0, layer 0, operation gate): sha256: expected" in operation
+    lines = read_lines(traces["op"])
+    code, out, _ = command(capfdbinary, "diff", traces["op"], forge(tmp_path / "cut", lines[:-1], False), program=trace)
+    assert code == 1 and b"root: expected" in out
+    code, out, _ = command(capfdbinary, "diff", traces["op"], forge(tmp_path / "cut", lines[:-9], False), program=trace)
+    assert code == 1 and b"number of events: expected 435, got 427" in out
+    assert command(capfdbinary, "diff", traces["rust"], traces["rust"], program=trace)[0] == 0
+    assert command(capfdbinary, "diff", traces["rust"], traces["step"], program=trace)[0] == 1
+
+
+@pytest.mark.parametrize("args", [[], ["sing"], ["show"], ["show", "none"], ["prove", "{}", "x"], ["prove", "{}", "14"],
+                                  ["prove", "{}", "-1"], ["show", "{}", "--step", "99"],
+                                  ["check", "{}", "--root", "00"], ["check", "{}", "--root", "00" * 32],
+                                  ["prove", "{rust}", "1"], ["show", "{rust}", "--step", "1"]])
+def test_bad_questions_to_trace_get_one_line(traces, capfdbinary, args):
+    failure(capfdbinary, *[arg.replace("{}", traces["step"]).replace("{rust}", traces["rust"]) for arg in args],
+            program=trace)
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"{}\n", b"text\n", b"{", b"\0" * 7, b"\0" * 8, b"\xff" * 100,
+                                  b'{"size":0,"root":"' + b"0" * 64 + b'"}\n'])
+def test_files_that_are_no_traces_get_one_line(model, tmp_path, capfdbinary, data):
+    path = tmp_path / "bad"
+    path.write_bytes(data)
+    for args, program in (("show", path), trace), (("--explain-text", path), llama2), ((*model, "--verify", path),
+                                                                                       llama2):
+        assert str(path) in failure(capfdbinary, *args, program=program)
+
+
+def test_the_trace_in_the_docstring_is_that_of_its_command(tmp_path, capfdbinary):
+    command(capfdbinary, "-s", 1, "-n", 2, "--trace", tmp_path / "t")
+    shown = re.sub(r",\n +", ",", trace.__doc__)
+    for line in read_lines(tmp_path / "t"):
+        assert re.sub(r"([0-9a-f]{4})[0-9a-f]{60}", r"\1..", line.decode()) in shown
+
+
+# ----------------------------------------------------------------------------
+# The format of llama2-rs
+
+RUST = OPTIONS + ["--like", "llama2-rs"]
+
+
+def rust_parts(path):
+    header, *entries = trace.read(path).events
+    return header, entries
+
+
+def rust_file(path, header, entries, leaves=None, root=None, counts=(0, 0), tail=b""):
+    """Write a trace of llama2-rs from its parts: by default with the leaves and the root that the entries have."""
+    def string(text):
+        return struct.pack("<Q", len(text.encode())) + text.encode()
+
+    if leaves is None:
+        leaves = [hashlib.sha256(struct.pack("<ii", e["pos"], e["token"]) + bytes.fromhex(e["logits"])).digest()
+                  for e in entries]
+    if root is None:
+        level = leaves
+        while len(level) > 1:  # llama2-rs's own way: pair by pair, an odd node is promoted
+            level = [hashlib.sha256(b"".join(level[i:i + 2])).digest() if i + 1 < len(level) else level[i]
+                     for i in range(0, len(level), 2)]
+        root = b"\1" + level[0] if level else b"\0"
+    with open(path, "wb") as file:
+        file.write(string(header["model_path"]) + string(header["prompt"]) + struct.pack("<Q", header["steps"]))
+        file.write(struct.pack("<Q", len(entries) + counts[0]))
+        for e in entries:
+            file.write(struct.pack("<ii", e["pos"], e["token"]) + string(e["text"]) + bytes.fromhex(e["logits"]))
+        file.write(struct.pack("<Q", len(leaves) + counts[1]) + b"".join(leaves) + root + tail)
+    return str(path)
+
+
+def test_traces_of_llama2_rs_are_written_as_it_does(files, traces, tmp_path):
+    header, entries = rust_parts(traces["rust"])
+    assert header == {"model_path": files["grouped"], "prompt": "ab 😀a", "steps": 14}
+    own = [json.loads(line) for line in read_lines(traces["c"])[1:5]]  # the prompt's steps, in which no coin matters
+    assert [e["pos"] for e in entries] == list(range(14)) and entries[:4] == own and "😀" in {e["text"] for e in own}
+    rewritten = rust_file(tmp_path / "t", header, entries)
+    assert read_bytes(rewritten) == read_bytes(traces["rust"])
+
+
+@pytest.mark.parametrize("change", [
+    {"leaf": 3}, {"root": b"\1" + bytes(32)}, {"root": b"\0"}, {"root": b"\2" + bytes(32)}, {"counts": (1, 0)},
+    {"counts": (-1, 0)},
+    {"counts": (0, 1)}, {"counts": (0, -1)}, {"counts": (2**61, 0)}, {"counts": (0, 2**61)}, {"tail": b"\0"},
+    {"drop": 13},
+    {"drop": 5}, {"double": 5}, {"pos": 6}, {"token": 6}, {"text": 6}, {"logits": 6}, {"model_path": "x.bin"},
+    {"prompt": "ab"},
+    {"steps": 15}, {"steps": 13}, {"drop": slice(None)}, {"leaves": 13}, {"first byte": b"\2"}])
+def test_what_llama2_rs_overlooks_is_noticed(traces, model, tmp_path, capfdbinary, change):
+    header, entries = rust_parts(traces["rust"])
+    ((what, value),) = change.items()
+    leaves, more = None, {}
+    log = trace.read(traces["rust"])
+    hashes = [bytes(log.tree.levels[0][32 * i:32 * i + 32]) for i in range(14)]
+    if what == "leaf":
+        leaves = [*hashes[:value], bytes(32), *hashes[value + 1:]]
+    elif what == "leaves":
+        leaves = hashes[:value]
+    elif what == "first byte":
+        more = {"root": value + log.tree.root()}
+    elif what in ("root", "counts", "tail"):
+        more = change
+    elif what == "drop":
+        del entries[value]
+    elif what == "double":
+        entries.insert(value, entries[value])
+    elif what in header:
+        header[what] = value
+    else:
+        entries[value][what] = {"pos": 7, "token": 3, "text": "?", "logits": "00" * 32}[what]
+    err = noticed(capfdbinary, model, rust_file(tmp_path / "bad", header, entries, leaves, **more), *RUST)
+    if what in ("token", "pos", "text", "logits"):
+        place = rf"entry {value}(| \(position {value}\)): {what}"
+        if what == "token":
+            place = r"entry 5 \(position 5\): next"
+        assert re.search(f"{place}: expected", err)
+    if what == "counts" and abs(value[0] + value[1]) > 2**60:
+        assert "bytes are left" in err
+
+
+@pytest.mark.parametrize("option, value", [("-s", "8"), ("-t", "0.1"), ("-p", "0.1"), ("-i", "ab"), ("-n", "13")])
+def test_wrong_options_beside_a_trace_of_llama2_rs_are_noticed_and_explained(traces, model, capfdbinary, option, value):
+    err = noticed(capfdbinary, model, traces["rust"], *RUST, option, value)
+    if option in ("-s", "-t", "-p"):
+        assert "entry" in err and "does not commit to the run's options" in err
+
+
+def test_a_trace_of_llama2_rs_needs_the_options_and_no_like(traces, model, capfdbinary):
+    assert command(capfdbinary, *model, "--verify", traces["rust"], *OPTIONS)[0] == 0
+    assert "(header): prompt: expected \"\", got" in noticed(capfdbinary, model, traces["rust"], "-s", 7)
+
+
+@given(st.binary(max_size=120), st.integers(0, 3))
+def test_any_bytes_are_a_trace_of_llama2_rs_or_an_error(tmp_path_factory, data, zeros):
+    path = str(tmp_path_factory.getbasetemp() / "rust")
+    for content in data, b"\1" + bytes(7) + data, bytes(8 * zeros) + data:
+        with open(path, "wb") as file:
+            file.write(content)
+        with contextlib.suppress(ValueError, trace.VerificationError):
+            trace.read(path)
+
+
+def test_a_trace_of_llama2_rs_cut_anywhere_is_an_error(traces, tmp_path):
+    data = read_bytes(traces["rust"])
+    for n in range(len(data)):
+        (tmp_path / "cut").write_bytes(data[:n])
+        with pytest.raises(ValueError):
+            trace.read(tmp_path / "cut")
+
+
+def test_a_prompt_that_a_trace_of_llama2_rs_cannot_hold_is_refused(model, tmp_path, capfdbinary):
+    message = failure(capfdbinary, *model, "--like", "llama2-rs", "-s", 1, "-i", "a\udcff", "--trace", tmp_path / "t")
+    assert message == f'{tmp_path / "t"}: prompt is "a\\udcff", must be UTF-8 for llama2-rs\'s format'
