@@ -157,7 +157,8 @@ def check_outputs(paths: dict[str, str | None], sources: Sequence[str | None]) -
             if source is not None and os.path.exists(path) and os.path.samefile(path, source):
                 raise ValueError(f"{path}: is read, and would be overwritten")
         if target in seen:
-            raise ValueError(f"{path}: is to be both {seen[target]} and {option}")
+            first = seen[target]
+            raise ValueError(f"{paths[first]}: is to be both {first} and {option}")
         seen[target] = option
 
 
