@@ -274,12 +274,16 @@ def logits(torch, w, c, tokens):
 
 
 def write_checkpoint(w, c, path):
-    """llama2.c's version 0: the header, the weights, and the two tables of RoPE that nobody reads."""
+    """llama2.c's version 0: the header, the weights, and the two tables of RoPE, (seq_len, hs / 2) each, which run.c
+    skips and older programs read."""
+    hs = c["dim"] // c["n_heads"]
+    angles = [pos * 10000.0 ** (-i / hs) for pos in range(c["seq_len"]) for i in range(0, hs, 2)]
     with open(path, "wb") as f:
         f.write(struct.pack("<7i", *c.values()))
         for p in w.values():
             f.write(p.detach().numpy().astype("<f4").tobytes())
-        f.write(bytes(4 * c["seq_len"] * c["dim"] // c["n_heads"]))
+        for function in math.cos, math.sin:
+            f.write(struct.pack(f"<{len(angles)}f", *map(function, angles)))
 
 
 def train(args):
