@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""A Llama 2 in 250 plain lines: the definition that llama2.py, which is fast, has to equal bit for bit.
+"""A Llama 2 in 260 plain lines: the definition that llama2.py, which is fast, has to equal bit for bit.
 
     python3 plain.py                           # the embedded model tells a story
-    python3 plain.py 42 "Once upon a time"     # with another seed, and a beginning
+    python3 plain.py 42 "Once upon a time"     # with another seed (1 to 2**64 - 1), and a beginning
 
-It prints what `python3 llama2.py -s SEED -i BEGINNING` prints, only slowly. A language model is a function from a text
-to probabilities of what comes next; a story is what comes of asking it again and again. A shape stands behind vectors
-and matrices: (vocab, dim) is vocab rows of dim numbers. dim is the width of the model, hidden that of its feed-forward
-networks, hs the size of an attention head.
+It chooses the tokens that `python3 llama2.py -s SEED -i BEGINNING` chooses, only slowly. A language model gives, for a
+text, the probabilities of what comes next; a story is what comes of asking it again and again. Shapes are in brackets:
+(vocab, dim) is vocab rows of dim numbers. The embedded model has dim 64, the width of the model, hidden 172, that of
+its feed-forward networks, 5 layers, 8 heads, 4 of them with keys and values, hs 8, a head's size, and vocab 512.
 """
 import math
 import struct
@@ -15,35 +15,35 @@ import sys
 from decimal import Decimal, localcontext
 from pathlib import Path
 
-# Numbers. All are float32, as in the file of weights, held in Python's floats, which are more precise. To compute + - *
-# / or sqrt in Python and then round gives what a float32 processor gives. A sum of many terms would depend on their
-# order if each partial sum were rounded; so it is exact here and rounded at its end: everybody gets the same bits.
+# Numbers. All are float32, held in Python's floats, which have 53 bits instead of 24. To compute + - * / or sqrt in
+# Python and then round gives what a float32 processor gives. A sum of many terms depends on their order if each partial
+# sum is rounded; so fsum adds exactly and rounds once to 53 bits, r once to 24: everybody gets the same bits.
 
-def R(x):
+def r(x):
     """A number -> the float32 nearest to it."""
-    return struct.unpack("f", struct.pack("f", x))[0]
+    return struct.unpack("f", struct.pack("f", x))[0]  # "f", since "<f" raises OverflowError where this gives inf
 
 def dot(a, b):
-    """Vectors of the same length -> the sum of the products of their elements. fsum adds without rounding."""
-    return R(math.fsum(x * y for x, y in zip(a, b, strict=True)))
+    """Vectors of the same length -> the sum of the products of their elements (exact, as 24 + 24 bits fit in 53)."""
+    return r(math.fsum(x * y for x, y in zip(a, b, strict=True)))
 
 def total(x):
-    return R(math.fsum(x))
+    return r(math.fsum(x))
 
 def nearest(number):
-    """A decimal -> the float32 nearest to it. (Its 53-bit neighbours are tried too, since rounding twice can err.)"""
+    """A decimal -> the float32 nearest to it. Rounded to 53 bits it can land on a midpoint and mislead r."""
     x = float(number)
-    return min(map(R, (x, math.nextafter(x, math.inf), math.nextafter(x, -math.inf))),
+    return min(map(r, (x, math.nextafter(x, math.inf), math.nextafter(x, -math.inf))),
                key=lambda candidate: abs(Decimal(candidate) - number))
 
 def exp(x):
-    return nearest(Decimal(min(x, 100.0)).exp())  # of 100 it is infinite in float32 already
+    return nearest(Decimal(min(x, 100.0)).exp())  # above 88.8 it overflows float32: 100 stands for all that is larger
 
 def power(a, b):
     return nearest(Decimal(a) ** Decimal(b))
 
-def cos(x, term=1.0, n=0):
-    """1 - x^2 / 2! + x^4 / 4! - ..; from the term x and n = 1 on it is the sine."""
+def series(x, term, n):
+    """term - term * x^2 / ((n + 1) (n + 2)) + ..: the cosine of x from the term 1 and n = 0, its sine from x and 1."""
     with localcontext() as context:
         context.prec = 40 + int(abs(x))  # digits, since the terms grow before they shrink
         x, term, result = Decimal(x), Decimal(term), Decimal(0)
@@ -53,8 +53,10 @@ def cos(x, term=1.0, n=0):
             n += 2
         return nearest(result)
 
+def cos(x):
+    return series(x, 1.0, 0)
 def sin(x):
-    return cos(x, x, 1)
+    return series(x, x, 1)
 
 
 # The weights: a file of llama2.c, version 0. Seven integers, then one matrix after the other.
@@ -63,15 +65,12 @@ class Model:
         data = Path(path).read_bytes()
         dim, hidden, self.n_layers, self.n_heads, self.n_kv_heads, vocab, self.seq_len = struct.unpack_from("<7i", data)
         self.vocab, self.hs = abs(vocab), dim // self.n_heads
-        kv_dim = self.n_kv_heads * self.hs  # of all heads' keys
+        kv_dim = self.n_kv_heads * self.hs  # of all heads' keys together
         numbers = iter(struct.unpack_from(f"<{len(data) // 4 - 7}f", data, 28))
-
         def matrix(rows, columns):
             return [[next(numbers) for _ in range(columns)] for _ in range(rows)]
-
         def layers(rows, columns):
             return [matrix(rows, columns) for _ in range(self.n_layers)]
-
         self.embedding = matrix(self.vocab, dim)     # a vector for each token
         self.rms_att = matrix(self.n_layers, dim)    # scales, before attention
         self.wq = layers(dim, dim)                   # to queries
@@ -83,9 +82,9 @@ class Model:
         self.w2 = layers(dim, hidden)                # back into the stream
         self.w3 = layers(hidden, dim)                # to what the gates let through
         self.rms_final = matrix(1, dim)[0]           # scales, at the end
-        matrix(self.seq_len, self.hs)                # cosines and sines of older versions, unused
-        self.classifier = matrix(self.vocab, dim) if vocab < 0 else self.embedding  # to a score for each token
-        self.keys, self.values = [[]] * self.n_layers, [[]] * self.n_layers  # the cache, (pos + 1, kv_dim) a layer
+        matrix(2 * self.seq_len, self.hs // 2)       # tables of cosines and sines, unused
+        self.classifier = matrix(self.vocab, dim) if vocab < 0 else self.embedding  # to scores; vocab < 0: its own
+        self.keys, self.values = [None] * self.n_layers, [None] * self.n_layers  # cache: (pos + 1, kv_dim) a layer
 
 
 # The forward pass, and what it is made of
@@ -94,52 +93,50 @@ def matvec(w, x):
     return [dot(row, x) for row in w]
 
 def add(x, y):
-    return [R(a + b) for a, b in zip(x, y, strict=True)]
+    return [r(a + b) for a, b in zip(x, y, strict=True)]
 
 def rmsnorm(x, w):
     """x, w (dim) -> (dim): x brought to length sqrt(dim), then scaled by w. Why: the stream grows from layer to layer;
     a layer learns more easily from inputs that are always of the same size."""
-    scale = R(1 / R(math.sqrt(R(R(dot(x, x) / len(x)) + R(1e-5)))))  # 1 / root of the mean square; never 1 / 0
-    return [R(wi * R(scale * xi)) for wi, xi in zip(w, x, strict=True)]
+    scale = r(1 / r(math.sqrt(r(r(dot(x, x) / len(x)) + r(1e-5)))))  # 1 / root of the mean square; never 1 / 0
+    return [r(wi * r(scale * xi)) for wi, xi in zip(w, x, strict=True)]
 
 def softmax(x):
     """x (n) -> (n): positive numbers that sum to 1, larger where x is. Why the maximum is taken off: exp overflows at
     89, and a constant taken off all of them does not change the result."""
     largest = max(x)
-    e = [exp(R(v - largest)) for v in x]
+    e = [exp(r(v - largest)) for v in x]
     sum_e = total(e)
-    return [R(v / sum_e) for v in e]
+    return [r(v / sum_e) for v in e]
 
 def rope(x, pos, hs):
-    """x (heads * hs) -> the same shape: rotary position embedding. Each pair of neighbours in a head turns by an angle
-    in proportion to the position, the first pair fast, the last one slowly. Why: the dot product of a query and a key
-    that were turned so depends on how far apart they are, and not on where they stand."""
+    """x (heads * hs) -> the same shape: rotary position embedding. In each head, pair i / 2 of neighbours turns by the
+    angle pos / 10000^(i / hs): the first pair fast, the last one slowly. Why: positions then enter the dot product of a
+    query and a key only through the distance between them."""
     turned = list(x)
     for i in range(0, hs, 2):
-        angle = R(pos * R(1 / power(10000.0, R(i / hs))))
+        angle = r(pos * r(1 / power(10000.0, r(i / hs))))
         c, s = cos(angle), sin(angle)
         for j in range(i, len(x), hs):  # this pair in every head
-            turned[j], turned[j + 1] = R(R(x[j] * c) - R(x[j + 1] * s)), R(R(x[j] * s) + R(x[j + 1] * c))
+            turned[j], turned[j + 1] = r(r(x[j] * c) - r(x[j + 1] * s)), r(r(x[j] * s) + r(x[j + 1] * c))
     return turned
 
 def attend(q, keys, values):
-    """One head: q (hs), keys and values (pos + 1, hs) -> weights (pos + 1), how much the head looks at each position so
-    far, and (hs), the values in these proportions. A key that points where the query does gets a large weight."""
-    weights = softmax([R(dot(q, k) / R(math.sqrt(len(q)))) for k in keys])
+    """One head: q (hs), keys and values (pos + 1, hs) -> weights (pos + 1), how much each position so far counts, and
+    the values' sum with these weights (hs). A key that points where the query does gets a large weight."""
+    weights = softmax([r(dot(q, key) / r(math.sqrt(len(q)))) for key in keys])
     return weights, [dot(weights, column) for column in zip(*values, strict=True)]
 
 def swiglu(gate, up):
-    """gate, up (hidden) -> (hidden): gate * sigmoid(gate) * up. Why: it lets a number through or not, softly; without
-    something that bends, all layers together would be one matrix."""
-    return [R(R(g * R(1 / R(1 + exp(-g)))) * u) for g, u in zip(gate, up, strict=True)]
+    """gate, up (hidden) -> (hidden): gate * sigmoid(gate) * up. Why: the gate softly decides which numbers pass, and
+    without something that is not linear w1 and w2 would amount to one matrix."""
+    return [r(r(g * r(1 / r(1 + exp(-g)))) * u) for g, u in zip(gate, up, strict=True)]
 
 def forward(m, token, pos, see=lambda layer, op, values: values):
-    """The token at position pos -> logits (vocab), a score for each token that could come next.
-
-    x, the stream, is a vector of dim numbers to which every layer adds something, twice: attention, by which a position
-    takes up what earlier positions know, and a feed-forward network, by which it thinks about it. (see gets every
-    result by its name and passes it on: for tests, and for whoever wants to watch. Read over it.)
-    """
+    """The token at position pos -> logits (vocab), a score for each token that could come next. x, the stream, is a
+    vector of dim numbers to which every layer adds something, twice: attention, by which a position takes up what
+    earlier positions know, and a feed-forward network, by which it thinks about it. (see gets every result by its name
+    and returns it: for tests and for whoever wants to watch. Ignore it on a first reading.)"""
     x = see(None, "embedding", m.embedding[token])
     for l in range(m.n_layers):
         n = see(l, "attention_norm", rmsnorm(x, m.rms_att[l]))
@@ -147,15 +144,16 @@ def forward(m, token, pos, see=lambda layer, op, values: values):
         k = see(l, "k", rope(matvec(m.wk[l], n), pos, m.hs))  # (kv_dim): what this position offers to be found by
         v = see(l, "v", matvec(m.wv[l], n))                   # (kv_dim): what it gives if it is found
         # The cache: keys and values of earlier positions do not change when a token is added, so they are kept.
-        m.keys[l], m.values[l] = [*m.keys[l][:pos], k], [*m.values[l][:pos], v]
+        m.keys[l], m.values[l] = ([*m.keys[l], k], [*m.values[l], v]) if pos > 0 else ([k], [v])
         weights, attention = [], []
         for h in range(m.n_heads):
             # Grouped heads: several heads of queries share one of keys and values, to keep the cache small.
             g = h // (m.n_heads // m.n_kv_heads)
             mine, shared = slice(h * m.hs, (h + 1) * m.hs), slice(g * m.hs, (g + 1) * m.hs)
-            w, out = attend(q[mine], [k[shared] for k in m.keys[l]], [v[shared] for v in m.values[l]])
-            weights, attention = weights + w, attention + out
-        see(l, "weights", weights), see(l, "attention", attention)
+            of_head, out = attend(q[mine], [key[shared] for key in m.keys[l]], [value[shared] for value in m.values[l]])
+            weights, attention = weights + of_head, attention + out
+        see(l, "weights", weights)  # only shown: what they lead to is computed already
+        attention = see(l, "attention", attention)
         x = see(l, "attention_residual", add(x, see(l, "attention_out", matvec(m.wo[l], attention))))
         n = see(l, "ffn_norm", rmsnorm(x, m.rms_ffn[l]))
         gate, up = see(l, "gate", matvec(m.w1[l], n)), see(l, "up", matvec(m.w3[l], n))  # (hidden)
@@ -178,8 +176,7 @@ class Tokenizer:
             offset += 8 + length
 
     def encode(self, text):
-        """Text -> tokens: first a token for each character, then merge the pair with the best score, again and again.
-        (A text begins with a space, since words do.)"""
+        """Text -> tokens: a space and one for each character; then the best-scored pair merges, again and again."""
         tokens = [self.pieces.index(b" ")] if text and b" " in self.pieces else []
         for character in text:
             piece = character.encode()
@@ -207,51 +204,55 @@ class Tokenizer:
 def random(state):
     """The generator xorshift64*: a state of 64 bits -> a number in [0, 1) and the next state."""
     state ^= state >> 12
-    state ^= state << 25 & 2**64 - 1
+    state ^= (state << 25) & (2**64 - 1)
     state ^= state >> 27
-    return (state * 0x2545F4914F6CDD1D % 2**64 >> 40) / 2**24, state
+    return ((state * 0x2545F4914F6CDD1D) % 2**64 >> 40) / 2**24, state
 
 def pick(tokens, probabilities, coin):
     """The token on which a coin in [0, 1) falls, if each has a stretch as long as its probability."""
     running_sum = 0.0
     for token, probability in zip(tokens, probabilities, strict=True):
-        running_sum = R(running_sum + probability)
+        running_sum = r(running_sum + probability)
         if coin < running_sum:
             return token
-    return token
+    return token  # the rounded sums can stay below the coin
 
 def sample(logits, temperature, p, coin):
     """logits (vocab) -> a token. Temperature below 1 sharpens the differences, above 1 it flattens them; at 0 the
     likeliest token is taken. p, "top-p": only the likeliest tokens that together have more than p take part. Why: each
-    of the many unlikely ones is hardly ever drawn, but one of them often would be, and spoil the text."""
-    if R(temperature) == 0:
+    unlikely token is rare, but there are so many that one would often be drawn and spoil the text."""
+    if r(temperature) == 0:
         return logits.index(max(logits))
-    n, p = len(logits), R(p)
-    probabilities = softmax([R(v / R(temperature)) for v in logits])
+    n, p = len(logits), r(p)
+    probabilities = softmax([r(v / r(temperature)) for v in logits])
     if p <= 0 or p >= 1:
         return pick(range(n), probabilities, coin)
-    cutoff = R(R(1 - p) / max(1, n - 1))  # who has less than this cannot be among the top
+    cutoff = r(r(1 - p) / max(1, n - 1))  # tokens with less, all together, have at most 1 - p
     top = [token for token in range(n) if probabilities[token] >= cutoff] or [logits.index(max(logits))]
     top.sort(key=lambda token: -probabilities[token])
     mass, likeliest = 0.0, []
     while top and mass <= p:
         likeliest.append(top.pop(0))
-        mass = R(mass + probabilities[likeliest[-1]])
-    return pick(likeliest, [probabilities[token] for token in likeliest], R(coin * mass))
+        mass = r(mass + probabilities[likeliest[-1]])
+    return pick(likeliest, [probabilities[token] for token in likeliest], r(coin * mass))
 
-def main(seed="1", prompt="", steps=256, temperature=1.0, p=0.9):
-    stories = Path(__file__).resolve().parent / "stories"
-    model = Model(stories / "model.bin")
-    tokenizer = Tokenizer(stories / "tokenizer.bin", model.vocab)
-    tokens, state = tokenizer.encode(prompt), int(seed)
+def generate(model, tokenizer, prompt, seed, steps=256, temperature=1.0, p=0.9):
+    """Yield (token, next token, logits) for each position: the prompt's tokens, then sampled ones."""
+    tokens, state = tokenizer.encode(prompt), seed
     for pos in range(steps):
         logits = forward(model, tokens[pos], pos)
-        if pos + 1 == len(tokens):  # the prompt is over
+        if pos + 1 == len(tokens):  # no token follows yet: choose one
             coin, state = random(state)
             tokens.append(sample(logits, temperature, p, coin))
         if tokens[pos + 1] == 1:  # BOS: another text would begin
-            break
-        sys.stdout.buffer.write(tokenizer.decode(tokens[pos], tokens[pos + 1]))
+            return
+        yield tokens[pos], tokens[pos + 1], logits
+
+def main(seed="1", prompt="", **options):
+    stories = Path(__file__).resolve().parent / "stories"
+    model, tokenizer = Model(stories / "model.bin"), Tokenizer(stories / "tokenizer.bin", 512)
+    for token, next_token, _ in generate(model, tokenizer, prompt, int(seed), **options):
+        sys.stdout.buffer.write(tokenizer.decode(token, next_token))
         sys.stdout.buffer.flush()
     print()
 
