@@ -22,6 +22,7 @@ import llama2
 import merkle
 import plain
 import trace
+from checkpoint import Config
 
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -65,7 +66,7 @@ bce61e c0eee7 a89a92 40ac9b c892d1 491977 e2fd00 097b20 aeb587 476d7c 0aa1a7 ae0
 d99707 b182f7 d23ba7 9df00c 30dc45 5a89e2 a4bb7f 6c3c4b 28c5e8 26b586 568408 6b8683 a74e9c 58a2de 42d463 501719 531e8e
 64f88b 286779 f4a850 599cc0
 """.split()
-STORY_ROOT = "4c986acbbcbd70f5ab56bccc470e7394626ca5d3054f9e9725a0f2cafb7dbf2d"
+STORY_ROOT = "2f84ad4ab70bd25577fbebc1e96e4e45cd51afe0398cd67dd267d59cd05dc5a0"
 
 
 # ----------------------------------------------------------------------------
@@ -279,7 +280,7 @@ class Scripted:
 
     def __init__(self, script, seq_len=64):
         self.script, self.calls = script, []
-        self.config = llama2.Config(0, 0, 0, 0, 0, 280, seq_len)
+        self.config = Config(0, 0, 0, 0, 0, 280, seq_len)
         self.checkpoint = self
         self.path = "scripted.bin"
 

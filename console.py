@@ -5,9 +5,12 @@ not as claimed, assert for mistakes of our own.
 """
 import argparse
 import codecs
+import contextlib
 import json
 import os
 import re
+import secrets
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
@@ -17,8 +20,24 @@ class VerificationError(Exception):
     """What was checked is not as claimed: says where, which field, what was expected and what was found."""
 
     def __init__(self, where: str, field: str, expected: Any, got: Any):
-        super().__init__(f"{where}: {field}: expected {printable(expected, 500)}, got {printable(got, 500)}")
-        self.field = field
+        super().__init__(where, field, expected, got)
+        self.where, self.field, self.expected, self.got = where, field, expected, got
+        self.hint = ""  # what it may only be
+
+    def __str__(self):
+        return (f"{self.where}: {self.field}: expected {printable(self.expected, 500)}, got "
+                f"{printable(self.got, 500)}{self.hint}")
+
+
+def need(name: str, value: Any, condition: bool, wanted: str) -> None:
+    """Raise ValueError if a value is not as it must be."""
+    if not condition:
+        raise ValueError(f"{name} is {printable(value, 100)}, must be {wanted}")
+
+
+def need_integer(name: str, value: Any, low: int, high: int) -> None:
+    """Raise ValueError if a value is not an integer from low to high."""
+    need(name, value, type(value) is int and low <= value <= high, f"an integer from {low} to {high}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,6 +76,8 @@ def exit_code(program: str, command: Callable[[], int]) -> int:
     sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # None if closed
     message = None
     try:
+        if getattr(signal.getsignal(signal.SIGINT), "__name__", "") == "end_quietly":  # set while modules were loading
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         code = command()
         sys.stdout.flush()
     except BrokenPipeError:
@@ -72,16 +93,23 @@ def exit_code(program: str, command: Callable[[], int]) -> int:
         if getattr(error, "filename", None) is not None:
             message = f"{error.filename}: {message}"
     if message is not None:
-        print(f"{program}: error: {escaped(message)}", file=sys.stderr)
-    try:
-        sys.stdout.flush()
-    except OSError:  # drop what cannot be written, or Python's own flush at exit would fail as well
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        say(f"{program}: error: {escaped(message)}")
+    for stream in sys.stdout, sys.stderr:
+        try:
+            stream.flush()
+        except OSError:  # drop what cannot be written, or Python's own flush at exit would fail as well
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return code
 
 
 # ----------------------------------------------------------------------------
 # Printing
+
+
+def say(message: str, end: str = "\n") -> None:
+    """Print on standard error. What cannot be written there is lost, and changes no exit code."""
+    with contextlib.suppress(OSError):
+        print(message, end=end, file=sys.stderr, flush=True)
 
 
 def escaped(text: str) -> str:
@@ -90,11 +118,29 @@ def escaped(text: str) -> str:
 
 
 def printable(value: Any, limit: int | None = None) -> str:
-    """A value from a file as one line of ASCII that is safe to print on a terminal: a plain string as it is, anything
-    else as JSON; cut off at the limit."""
-    plain = isinstance(value, str) and value and value.isascii() and value.isprintable() and value[0] != '"'
-    text = value if plain else json.dumps(value, default=repr)
+    """A value from a file on one line of ASCII that no terminal can mistake: a plain word as it is, anything else as
+    JSON, cut off at the limit. In a string of more than 24 characters spaces are escaped, so that a part of it cannot
+    pass for a line of ours where the terminal breaks it."""
+    if isinstance(value, str):
+        text = value if re.fullmatch(r"[\w.:*+-]{1,80}", value, re.ASCII) else json.dumps(value)
+        if len(text) > 24:
+            text = text.replace(" ", r"\u0020")
+    else:
+        text = repr(value) if type(value) is float else json.dumps(value, default=repr)
     return text if limit is None or len(text) <= limit else f"{text[:limit]}.."
+
+
+def quoted(text: str, column: int = 0, limit: int = 4000) -> str:
+    """A string from a file in quotes, in lines of at most 78 columns, of which the first begins at `column`: every line
+    begins with white space and a quote, so none can pass for a line of ours. Runs of spaces are escaped."""
+    rest = f" .. ({len(text)} characters)" if len(text) > limit else ""
+    body = re.sub("  +", lambda run: r"\u0020" * len(run[0]), json.dumps(text[:limit])[1:-1])
+    lines, column = [""], min(column, 40)
+    for symbol in re.findall(r"\\u....|\\.|.", body):
+        if column + len(lines[-1]) + len(symbol) > 76:
+            lines, column = [*lines, ""], 4
+        lines[-1] += symbol
+    return "\n    ".join(f'"{line}"' for line in lines) + rest
 
 
 def printer(out: BinaryIO, like: str | None) -> Callable[[bytes], None]:
@@ -133,12 +179,13 @@ class Text:
 
 
 def read_file(path: str, limit: int = 2**28) -> bytes:
-    """A file's bytes. Raises ValueError if they are more than the limit."""
+    """A file's bytes: those that it had when it was opened, if it grows. Raises ValueError if they are more than the
+    limit."""
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        data = file.read(size or limit) if size <= limit else b""  # a pipe has no size
-        if size > limit or file.read(1):
-            raise ValueError(f"{path}: is larger than {limit} bytes")
+        size = os.fstat(file.fileno()).st_size  # of a pipe 0
+        data = file.read(size or limit + 1) if size <= limit else b""
+    if max(size, len(data)) > limit:
+        raise ValueError(f"{path}: is larger than {limit} bytes")
     return data
 
 
@@ -165,14 +212,16 @@ def check_outputs(paths: dict[str, str | None], sources: Sequence[str | None]) -
 def write_whole(path: str, data: bytes) -> None:
     """Write all of a file or nothing: beside its place, then renamed. (A device or a pipe is written to directly.)"""
     target = os.path.realpath(path)
-    beside = target if os.path.exists(target) and not os.path.isfile(target) else f"{target}.{os.getpid()}.tmp"
+    beside = mode = None
+    if os.path.isfile(target) or not os.path.exists(target):
+        beside, mode = f"{target}.{secrets.token_hex(4)}.tmp", "xb"  # x: never through a link that somebody laid there
     try:
-        with open(beside, "wb") as file:
+        with open(beside or target, mode or "wb") as file:
             file.write(data)
-        if beside != target:
+        if beside:
             os.replace(beside, target)
     except BaseException as error:
-        if beside != target and os.path.exists(beside):
+        if beside and os.path.exists(beside):
             os.remove(beside)
         if isinstance(error, OSError):
             raise OSError(f"{path}: {error.strerror}") from None

@@ -4,10 +4,10 @@
     python3 llama2.py                                                   # the embedded model tells a story
     python3 llama2.py stories42M.bin -i "Once upon a time" -n 100 -s 42 # any float checkpoint of llama2.c
 
-It holds what llama2.c's run.c holds, in its order, with the standard library alone; plain.py is the same model in 200
-lines that do nothing for speed. What run.c lacks has rooms of its own: the arithmetic, which is defined to the bit, in
-a dialect of its own or in run.c's (arithmetic.py); worker processes, and models too large for memory (workers.py); a
-log that proves a run (trace.py); other programs' numbers beside ours (compare.py). But:
+It holds what llama2.c's run.c holds, in its order, with the standard library alone; plain.py is the same model in 260
+lines that do nothing for speed. Other files hold what run.c lacks, or has in a few lines: checkpoint.py (the file of
+weights), arithmetic.py (results defined to the bit, in a dialect of our own or in run.c's), workers.py (processes;
+models too large for memory), trace.py (a log to replay), compare.py (another program's logits). Differences from run.c:
 
 - a value out of range, a prompt beyond the context or a malformed file is an error, never silently corrected (only
   -n stops at the context's end);
@@ -19,28 +19,38 @@ log that proves a run (trace.py); other programs' numbers beside ours (compare.p
     q, k, v  query, key, value                           h    head of queries, 0 .. n_heads - 1
     w        weights                                     hs   head size, dim / n_heads
     pos      position in the sequence                    A    the arithmetic: Exact or C
-    logits   unnormalized log-probabilities, (vocab)     R    rounding to binary32
+    logits   unnormalized log-probabilities, (vocab)     R, r rounding to binary32: a vector, a number
 """
+import os
+import signal
+import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    def end_quietly(*_):
+        """Ctrl-C while modules load."""
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, end_quietly)
+
 import argparse
 import contextlib
 import functools
 import hashlib
-import mmap
-import os
+import io
 import re
-import sys
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import chain
 from math import inf, isfinite, sqrt
 from operator import add, mul, sub
-from struct import iter_unpack, unpack_from
+from struct import unpack_from
 from typing import BinaryIO
 
-import trace
+import trace  # also the name of a module of the standard library: is this ours?
 
 if not hasattr(trace, "Log"):
     message = (f"the module trace that Python found, {trace.__file__}, is not this project's: keep trace.py beside "
@@ -52,139 +62,15 @@ if not hasattr(trace, "Log"):
 
 import compare
 import console
-from arithmetic import ARITHMETIC, NATIVE, R, r, running_sums
+from arithmetic import ARITHMETIC, R, r, running_sums
+from checkpoint import Checkpoint
 from console import VerificationError
-from workers import Drafted, Shard, Team, free_memory, gather, matvec, split
-
-# ----------------------------------------------------------------------------
-# Checkpoint: the formats of llama2.c's export.py, versions 0, which run.c reads, and 1 (run.c: Config,
-# TransformerWeights, memory_map_weights, read_checkpoint)
-
-
-@dataclass
-class Config:
-    """The shape of a model."""
-    dim: int         # of the activations
-    hidden_dim: int  # of the feed-forward layers
-    n_layers: int
-    n_heads: int     # of queries
-    n_kv_heads: int  # of keys and values: as many (multi-head), fewer (grouped), one (multi-query)
-    vocab_size: int
-    seq_len: int     # the longest sequence: the context
-
-    @property
-    def head_size(self) -> int:
-        """hs: the dimensions of a head."""
-        return self.dim // self.n_heads
-
-
-class Checkpoint:
-    """A checkpoint file, mapped into memory: its config, and its weights when asked for.
-
-    Raises ValueError, naming the file, the field and the values, if the file is not a whole checkpoint.
-    """
-
-    MAGIC = 0x616B3432  # "ak42": version 1 or later; version 0 has no magic
-
-    def __init__(self, path: str):
-        self.path = path
-        with open(path, "rb") as file:
-            self.size = os.fstat(file.fileno()).st_size
-            if self.size < 28:
-                raise ValueError(f"{path}: {self.size} bytes are too few for a checkpoint's header of 28")
-            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        try:
-            self._read_header()
-        except ValueError:
-            self.close()
-            raise
-
-    def _read_header(self):
-        def need(condition, field, value, wanted):
-            if not condition:
-                raise ValueError(f"{self.path}: {field} is {value}, must be {wanted}")
-
-        magic, version = unpack_from("<Ii", self.data)
-        if magic == self.MAGIC:
-            need(version == 1, "version", version, "0 or 1: int8 checkpoints are not supported")
-            need(self.size >= 256, "size", f"{self.size} bytes", "at least the header's 256")
-            *fields, shared = unpack_from("<7iB", self.data, 8)
-            need(shared in (0, 1), "shared_classifier", shared, "0 or 1")
-        else:
-            fields = list(unpack_from("<7i", self.data))
-            shared, fields[5] = fields[5] > 0, abs(fields[5])
-        self.config = c = Config(*fields)
-        for field, value in vars(c).items():
-            need(0 < value < 2**24, field, value, "1 to 16777215 (is this a checkpoint of llama2.c?)")
-        need(c.dim % c.n_heads == 0, "dim", c.dim, f"a multiple of n_heads, {c.n_heads}")
-        need(c.n_heads % c.n_kv_heads == 0, "n_heads", c.n_heads, f"a multiple of n_kv_heads, {c.n_kv_heads}")
-        need(c.head_size % 2 == 0, "dim / n_heads", c.head_size, "even")
-
-        kv_dim = c.n_kv_heads * c.head_size
-        shapes = {  # (layers, rows, columns)
-            "embedding": (1, c.vocab_size, c.dim),
-            "rms_att": (c.n_layers, 1, c.dim),
-            "wq": (c.n_layers, c.dim, c.dim),
-            "wk": (c.n_layers, kv_dim, c.dim),
-            "wv": (c.n_layers, kv_dim, c.dim),
-            "wo": (c.n_layers, c.dim, c.dim),
-            "rms_ffn": (c.n_layers, 1, c.dim),
-            "w1": (c.n_layers, c.hidden_dim, c.dim),
-            "w2": (c.n_layers, c.dim, c.hidden_dim),
-            "w3": (c.n_layers, c.hidden_dim, c.dim),
-            "rms_final": (1, 1, c.dim),
-            "rope_tables": (2, c.seq_len, c.head_size // 2),  # unused
-            "classifier": (1, c.vocab_size, c.dim),
-        }
-        order, offset = list(shapes), 28  # of version 0
-        if magic == self.MAGIC:           # version 1: the norms come first, and no tables
-            order = "rms_att rms_ffn rms_final embedding wq wk wv wo w1 w2 w3 classifier".split()
-            offset = 256
-        if shared:
-            order.remove("classifier")
-        self.tensors = {}  # name -> where it begins in the file, rows and columns of each layer
-        for name in order:
-            layers, rows, columns = shapes[name]
-            self.tensors[name] = offset, rows, columns
-            offset += 4 * layers * rows * columns
-        need(self.size == offset, "size", f"{self.size} bytes", f"{offset} for " + ", ".join(
-            f"{field} {value}" for field, value in vars(c).items()))
-        self.tensors.setdefault("classifier", self.tensors["embedding"])
-        self.n_weights = offset // 4  # at most: header and tables are counted as well
-
-    def rows(self, name: str, layer: int = 0, first: int = 0, last: int | None = None, check: bool = True
-             ) -> list[tuple[float, ...]]:
-        """Rows first .. last - 1 of a layer's matrix. Raises ValueError if a weight is not finite."""
-        offset, rows, columns = self.tensors[name]
-        start = offset + 4 * columns * (layer * rows + first)
-        stop = offset + 4 * columns * (layer * rows + (rows if last is None else last))
-        with memoryview(self.data)[start:stop] as window:
-            result = list(iter_unpack(f"{NATIVE}{columns}f", window))
-        if check and not all(map(isfinite, map(sum, result))):  # finite binary32 numbers never overflow a binary64 sum
-            raise ValueError(f"{self.path}: {name} of layer {layer} holds a weight that is not finite")
-        return result
-
-    def release(self) -> None:
-        """Let the system drop the pages that were read; it reads them from the file again when they are needed."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self.data.madvise(mmap.MADV_DONTNEED)
-
-    def sha256(self) -> str:
-        """The file's hash, in hexadecimal."""
-        digest = hashlib.sha256()
-        for start in range(0, self.size, 2**24):
-            digest.update(self.data[start:start + 2**24])
-            self.release()
-        return digest.hexdigest()
-
-    def close(self) -> None:
-        """Let go of the file."""
-        with contextlib.suppress(BufferError):  # interrupted within rows(): closed when its view is dropped
-            self.data.close()
-
+from events import weights_root
+from workers import MATRICES, Drafted, Shard, Team, free_memory, gather, matvec, split, unpacked_size
 
 # ----------------------------------------------------------------------------
 # Neural net blocks (run.c: rmsnorm, softmax, and what stands within forward). They take vectors and return new ones.
+# (run.c's matmul is workers.matvec, Rows.times and A.dots.)
 
 
 def rmsnorm(A, x: Sequence[float], weight: Sequence[float]) -> tuple[float, ...]:
@@ -225,7 +111,7 @@ def attend(A, q: Sequence[float], keys: list, values: list) -> tuple[Sequence[fl
     attention (heads * hs).
 
     A head compares its query with the key of every position so far; the softmax of the scores says in which
-    proportions it takes the positions' values.
+    proportions it takes the positions' values. (Values stand in columns, so that both are a matrix times a vector.)
     """
     if not keys:  # more processes than heads
         return (), ()
@@ -262,7 +148,8 @@ async def forward(shard: Shard, token: int, pos: int, see: Callable, wanted: boo
 
     Several processes can share the work. Each has some heads, and some rows of every matrix: `await matvec` gives its
     rows of a product, `await gather` the whole vector, from the parts of all processes. (In one process, a part is the
-    whole.) see(l, op, values) -> values shows each result to whoever observes the run.
+    whole.) see(l, op, values) -> values shows each result to whoever observes the run. Transformer.forward leads here
+    by way of Team.run and Shard.passes; workers.run_together drives the coroutine.
     """
     A = shard.arithmetic
     cos, sin = rope_angles(A, pos, shard.config.head_size)                         # (hs / 2)
@@ -274,10 +161,10 @@ async def forward(shard: Shard, token: int, pos: int, see: Callable, wanted: boo
         k = see(l, "k", rope(await matvec(w.wk, normed), cos, sin))                # (kv_dim)
         v = see(l, "v", await matvec(w.wv, normed))                                # (kv_dim)
         cache.append(k, v)
-        weights, heads = attend(A, q, cache.keys, cache.values)                    # (n_heads * (pos + 1)), (dim)
+        weights, attention = attend(A, q, cache.keys, cache.values)                # (n_heads * (pos + 1)), (dim)
         see(l, "weights", weights)
-        heads = see(l, "attention", await gather(heads))                           # (dim)
-        out = see(l, "attention_out", await gather(await matvec(w.wo, heads)))     # (dim)
+        attention = see(l, "attention", await gather(attention))                   # (dim)
+        out = see(l, "attention_out", await gather(await matvec(w.wo, attention))) # (dim)
         x = see(l, "attention_residual", residual(x, out))                         # (dim)
         # the feed-forward network, and the residual connection around it
         normed = see(l, "ffn_norm", rmsnorm(A, x, w.rms_ffn))                      # (dim)
@@ -290,9 +177,12 @@ async def forward(shard: Shard, token: int, pos: int, see: Callable, wanted: boo
     return await matvec(shard.classifier, x) if wanted else ()                     # (vocab)
 
 
-def open_shard(path: str, A, unpacked: bool, index: int, count: int) -> Shard:
-    """A shard of a checkpoint, in the process that works on it."""
-    return Shard(Checkpoint(path), A, forward, index, count, unpacked)
+def open_shard(path: str, identity: tuple, A, unpacked: bool, index: int, count: int) -> Shard:
+    """A worker's shard, with a checkpoint that it opens itself and that must be the one with this identity. (forward is
+    passed on because workers.py cannot import this file, which imports it.)"""
+    checkpoint = Checkpoint(path)
+    checkpoint.check_unchanged(identity)
+    return Shard(checkpoint, A, forward, index, count, unpacked)
 
 
 class Transformer:
@@ -305,15 +195,20 @@ class Transformer:
     """
 
     def __init__(self, path: str, arithmetic: str = "exact", workers: int = 1):
+        console.need("arithmetic", arithmetic, arithmetic in tuple(ARITHMETIC), "exact or c")
+        console.need_integer("workers", workers, 1, 1024)
         A = ARITHMETIC[arithmetic]
         self.length = 0    # positions in the key and value cache
         self.whole = True  # False while a step changes the cache
         self.team = Team()
         self.checkpoint = Checkpoint(path)
         self.config = self.checkpoint.config
-        unpacked = self.checkpoint.n_weights * A.weight_size < free_memory() * 3 / 4
+        shapes = [(self.config.n_layers, *self.checkpoint.tensors[name][1:]) for name in MATRICES]
+        shapes.append((1, *self.checkpoint.tensors["classifier"][1:]))
+        unpacked = unpacked_size(A, shapes) < free_memory() * 3 / 4
         try:
-            self.team.start(functools.partial(open_shard, path, A, unpacked), workers)
+            build = functools.partial(open_shard, path, self.checkpoint.identity, A, unpacked)
+            self.team.start(build, workers)
             self.shard = Shard(self.checkpoint, A, forward, 0, workers, unpacked)
         except BaseException:
             self.close()
@@ -336,13 +231,14 @@ class Transformer:
         function for each position, or none.
         """
         c = self.config
+        console.need_integer("position", pos, 0, 2**63)
         if pos != 0 and not (self.whole and pos == self.length):
             raise ValueError(f"position {pos} is neither 0 nor the next, {self.length if self.whole else 'unknown'}")
         if pos + len(tokens) > c.seq_len:
             raise ValueError(f"position {pos + len(tokens) - 1} is beyond the context of {c.seq_len}")
         for token in tokens:
-            if not 0 <= token < c.vocab_size:
-                raise ValueError(f"token {token} is not in {self.checkpoint.path}'s vocabulary of {c.vocab_size}")
+            console.need(f"token of {self.checkpoint.path}", token, type(token) is int and 0 <= token < c.vocab_size,
+                         f"in the vocabulary of {c.vocab_size}")
         self.whole = False
         results = self.team.run(self.shard, tokens, pos, skip, bool(observers))
         for observe, (events, _) in zip(observers, results, strict=False):
@@ -377,10 +273,11 @@ BOS, EOS = 1, 2
 class Tokenizer:
     """Text to tokens and back: Tokenizer("tokenizer.bin", vocab_size).
 
-    Raises ValueError, naming the file, if the file is malformed. Bytes after the last token are ignored.
+    Raises ValueError, naming the file, if the file is malformed. more tells whether it has more tokens than these.
     """
 
     def __init__(self, path: str, vocab_size: int):
+        console.need_integer("vocab_size", vocab_size, 1, 2**24)
         data = console.read_file(path)
         self.path, self.sha256 = path, hashlib.sha256(data).hexdigest()
         self.vocab, self.scores = [], []  # token -> its bytes, its score
@@ -395,6 +292,7 @@ class Tokenizer:
             self.vocab.append(data[offset:offset + length])
             self.scores.append(score)
             offset += length
+        self.more = len(data) > offset
         self.tokens = {}  # bytes -> the first such token
         for token, piece in enumerate(self.vocab):
             self.tokens.setdefault(piece, token)
@@ -405,6 +303,7 @@ class Tokenizer:
         Adjacent tokens whose concatenation is a token merge: the best-scored pair first, the leftmost on a tie. A heap
         holds the pairs and a linked list the remaining tokens, so n characters take n log n steps.
         """
+        console.need("text", text, isinstance(text, str), "a string")
         tokens = [self.tokens[b" "]] if text and b" " in self.tokens else []
         for character in text:
             piece = character.encode("utf-8", "surrogateescape")
@@ -437,6 +336,7 @@ class Tokenizer:
 
     def decode(self, previous: int, token: int) -> bytes:
         """The bytes of a token after the previous one: a space after BOS is dropped, <0xHH> is a byte."""
+        console.need_integer("token", token, 0, len(self.vocab) - 1)
         piece = self.vocab[token]
         if previous == BOS and piece.startswith(b" "):
             piece = piece[1:]
@@ -480,13 +380,14 @@ class Sampler:
 
     def __init__(self, temperature: float = 1.0, p_value: float = 0.9, seed: int = 1, rng: str = "xorshift64*",
                  arithmetic: str = "exact"):
-        if not 0 <= temperature < inf:
-            raise ValueError(f"temperature is {temperature}, must be 0 or more, and finite")
-        if not 0 <= p_value <= 1:
-            raise ValueError(f"p_value is {p_value}, must be 0 to 1")
-        if not 0 < seed < 2**64:
-            raise ValueError(f"seed is {seed}, must be 1 to 2**64 - 1")
-        self.temperature, self.p_value, self.seed = temperature, p_value, seed
+        numbers = (int, float)
+        console.need("temperature", temperature, type(temperature) in numbers and 0 <= temperature < inf,
+                     "0 or more, and finite")
+        console.need("p_value", p_value, type(p_value) in numbers and 0 <= p_value <= 1, "0 to 1")
+        console.need("seed", seed, type(seed) is int and 0 < seed < 2**64, "1 to 2**64 - 1")
+        console.need("rng", rng, rng in tuple(GENERATORS), " or ".join(GENERATORS))
+        console.need("arithmetic", arithmetic, arithmetic in tuple(ARITHMETIC), "exact or c")
+        self.temperature, self.p_value, self.seed = float(temperature), float(p_value), seed
         self.rng, self.arithmetic = rng, ARITHMETIC[arithmetic]
         self.state = seed
 
@@ -496,11 +397,14 @@ class Sampler:
         return bits / 2**24
 
     def sample(self, logits: Sequence[float]) -> int:
-        """logits (vocab) -> a token"""
+        """logits (vocab) -> a token. Raises ValueError if the temperature is so small that they overflow."""
         temperature, p = r(self.temperature), r(self.p_value)
         if temperature == 0.0:
             return logits.index(max(logits))
-        probabilities = softmax(self.arithmetic, R([v / temperature for v in logits]))
+        scaled = R([v / temperature for v in logits])
+        if not isfinite(sum(scaled)):
+            raise ValueError(f"temperature is {self.temperature}, so small that logits / temperature overflow")
+        probabilities = softmax(self.arithmetic, scaled)
         coin = self.coin()
         if p <= 0.0 or p >= 1.0:
             return pick(range(len(probabilities)), running_sums(probabilities), coin)
@@ -543,8 +447,8 @@ def generate(transformer: Transformer | Drafted, tokenizer: Tokenizer, sampler: 
              steps: int, observe: Callable | None = None, logits: bool = False) -> Iterator[Step]:
     """Yield a Step for each position, until there are `steps` of them or BOS is sampled.
 
-    prompt is encoded. observe sees every operation before its step is yielded; logits=True asks for the logits within
-    the prompt too.
+    prompt is encoded, and has one token at least. observe sees every operation before its step is yielded; logits=True
+    asks for the logits within the prompt too.
     """
     check_length(prompt, transformer)
     token = prompt[0]
@@ -559,20 +463,22 @@ def generate(transformer: Transformer | Drafted, tokenizer: Tokenizer, sampler: 
 
 
 def check_length(prompt: Sequence[int], transformer: Transformer | Drafted) -> None:
-    """Raise ValueError if the context does not hold the prompt."""
+    """Raise ValueError if there is no prompt, not even BOS, or the context does not hold it."""
+    if not prompt:
+        raise ValueError("the prompt has no token; the encoded empty text has one, BOS")
     if len(prompt) > transformer.config.seq_len:
         raise ValueError(f"the prompt has {len(prompt)} tokens, but the context of {transformer.checkpoint.path} is "
                          f"{transformer.config.seq_len}")
 
 
 def chat(transformer: Transformer, tokenizer: Tokenizer, sampler: Sampler, steps: int, read: Callable[[str], str],
-         write: Callable[[bytes], None], user: str | None = None, system: str | None = None) -> None:
-    """User and model take turns until there are `steps` positions or no more input.
+         write: Callable[[bytes], None], user: str | None = None, system: str | None = None) -> int:
+    """User and model take turns until there are `steps` positions or no more input -> how many turns the model ended.
 
     read(question) returns a line or raises EOFError; write(piece) receives what the model says. user and system are the
     first prompts; if None, they are read.
     """
-    users_turn, next_token = True, None
+    users_turn, next_token, ended = True, None, 0
     for pos in range(steps):
         if users_turn:
             if pos == 0 and system is None:
@@ -594,20 +500,24 @@ def chat(transformer: Transformer, tokenizer: Tokenizer, sampler: Sampler, steps
         if index == len(tokens) and next_token != EOS:
             write(tokenizer.decode(token, next_token))
         if next_token == EOS:
+            ended += index == len(tokens)
             write(b"\n")
     write(b"\n")
+    return ended
 
 
 # ----------------------------------------------------------------------------
 # Command line (run.c: main, error_usage, read_stdin)
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+VERSION = "2.0.0"
+HERE = os.path.dirname(os.path.realpath(__file__))
 
 # --like: the arithmetic and the generator
 LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama2-rs": ("c", "llama2-rs")}
 
 # Options that need another one, and those that cannot stand beside another
-NEEDS = {"trace_level": "trace", "verify_iteration": "verify", "root": "verify", "tolerance": "compare"}
+NEEDS = {"trace_level": "trace", "verify_iteration": "verify", "root": "verify", "text": "verify",
+         "tolerance": "compare"}
 APART = {"verify": ("trace", "logits", "compare"), "explain_text": ("verify", "trace", "logits", "compare")}
 NOT_IN_CHAT = ("trace", "verify", "logits", "compare")
 
@@ -620,9 +530,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("checkpoint", nargs="?", help="a float checkpoint of llama2.c (default: the embedded model)")
     add("-t", "--temperature", type=float, help="0: always the likeliest token (default: 1.0)")
     add("-p", "--p_value", type=float, help="top-p sampling; 0 or 1: from all tokens (default: 0.9)")
-    add("-s", "--seed", type=int, help="1 to 2**64 - 1; 0: from the clock (default: 0)")
+    add("-s", "--seed", type=int, help="1 to 2**64 - 1; 0: from the clock (default: 0, or 1 at temperature 0)")
     add("-n", "--steps", type=int, help="positions, at most the context's; 0: all of them (default: 256)")
-    add("-i", "--input_prompt", type=console.utf8, help="how the text begins (default: nothing)")
+    add("-i", "--input_prompt", type=console.utf8, help="how the text begins; -: standard input (default: nothing)")
     add("-z", "--tokenizer", help="(default: tokenizer.bin beside the checkpoint, or in the working directory)")
     add("-m", "--mode", choices=["generate", "chat"], default="generate", help="tell or talk (default: generate)")
     add("-y", "--system_prompt", type=console.utf8, help="in chat (default: asked for)")
@@ -632,11 +542,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--trace-level", choices=trace.LEVELS, help="what the trace commits to (default: step)")
     add("--verify", metavar="FILE", help="make the run of a trace again and compare")
     add("--verify-iteration", type=int, metavar="N", help="only up to this step, counted from 0")
-    add("--root", type=trace.root_argument, metavar="HEX", help="the root that was published for that trace")
+    add("--root", type=trace.root_argument, metavar="[SIZE:]HEX", help="the head that was published for that trace")
+    add("--text", metavar="FILE", help="the text that it should have")
     add("--explain-text", metavar="FILE", help="print a trace; no model is needed")
     add("--logits", metavar="FILE", help="write every step's logits as an array of numpy, float32 (steps, vocabulary)")
     add("--compare", metavar="FILE", help="compare such an array with this run's logits")
     add("--tolerance", type=float, metavar="X", help="the largest difference to allow (default: 0)")
+    add("--version", action="version", version=f"llama2.py {VERSION}")
     args = parser.parse_args(argv)
 
     parser.check(args, NEEDS, APART)
@@ -651,6 +563,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"argument -n/--steps: {args.steps}, must be 0 or more")
     if args.tolerance is not None and not 0 <= args.tolerance < inf:
         parser.error(f"argument --tolerance: {args.tolerance}, must be 0 or more, and finite")
+    if args.like == "llama2.c" and args.seed is not None and args.seed >= 2**31:
+        parser.error(f"argument -s/--seed: {args.seed}, must be below 2**31 for --like llama2.c: atoi keeps no more")
     if not 1 <= args.workers <= 1024:
         parser.error(f"argument --workers: {args.workers}, must be 1 to 1024")
     return args
@@ -665,10 +579,17 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, log: trace.Trace | None = None):
         held = log.header if log and not log.rust else {}
+        self.options = {}  # by their names in a header
+        self.claims = set()  # those that were given
 
         def option(name, field, default):
             value = getattr(args, name)
-            return held.get(field, default) if value is None else value
+            if value is not None and not (name == "seed" and value == 0):
+                self.claims.add(field)
+            else:
+                value = held.get(field, default)
+            self.options[field] = value
+            return value
 
         self.like = args.like
         if log and not self.like and (log.rust or (held["arithmetic"], held["rng"]) == LIKE["llama2.c"]):
@@ -677,14 +598,18 @@ class Run:
             got = "llama2-rs's" if log.rust else "this program's own"
             raise VerificationError(log.path, "format", f"that of --like {self.like}", got)
         arithmetic, rng = LIKE[self.like]
-        self.sampler = Sampler(option("temperature", "temperature", 1.0), option("p_value", "p_value", 0.9),
-                               args.seed or held.get("seed") or time.time_ns() % MASK + 1, rng, arithmetic)
+        self.options.update(arithmetic=arithmetic, rng=rng)
+        self.claims.update(["arithmetic", "rng"] if args.like else [])
+        temperature = option("temperature", "temperature", 1.0)
+        seed = option("seed", "seed", 1 if temperature == 0 else time.time_ns() % MASK + 1)
+        self.sampler = Sampler(temperature, option("p_value", "p_value", 0.9), seed, rng, arithmetic)
         self.level, self.prompt = option("trace_level", "level", "step"), option("input_prompt", "prompt", "")
         self.path, tokenizer = find_files(args)
         self.transformer = Transformer(self.path, arithmetic, args.workers)
         try:
             context = self.transformer.config.seq_len
             self.steps = min(option("steps", "steps", 256) or context, context)
+            self.options["steps"] = self.steps
             self.tokenizer = Tokenizer(tokenizer, self.transformer.config.vocab_size)
             if len(self.prompt) > context * max(map(len, self.tokenizer.vocab)):  # before much time goes into it
                 raise ValueError(f"the prompt has {len(self.prompt)} characters, too many for {self.path}'s context of "
@@ -698,7 +623,9 @@ class Run:
         """What a trace of this run says first."""
         if self.like == "llama2-rs":
             return {"model_path": self.path, "prompt": self.prompt, "steps": self.steps}
-        return {"model": self.transformer.checkpoint.sha256(), "tokenizer": self.tokenizer.sha256,
+        checkpoint, config = self.transformer.checkpoint, vars(self.transformer.config)
+        return {"model": checkpoint.sha256(), "weights": weights_root(config, checkpoint.tree_rows()),
+                "config": config, "tokenizer": self.tokenizer.sha256,
                 "arithmetic": self.sampler.arithmetic.name, "rng": self.sampler.rng,
                 "temperature": self.sampler.temperature, "p_value": self.sampler.p_value, "seed": self.sampler.seed,
                 "steps": self.steps, "level": self.level, "prompt": self.prompt, "tokens": self.tokens}
@@ -715,6 +642,10 @@ class Run:
 def find_files(args: argparse.Namespace) -> tuple[str, str]:
     """The paths of checkpoint and tokenizer."""
     checkpoint = os.path.join(HERE, "stories", "model.bin") if args.checkpoint is None else args.checkpoint
+    if not os.path.exists(checkpoint):
+        is_path = os.path.splitext(checkpoint)[1] or os.sep in checkpoint
+        hint = "" if is_path else " (how a text begins is given with -i)"
+        raise ValueError(f"{checkpoint}: No such file or directory{hint}")
     beside = os.path.join(os.path.dirname(checkpoint), "tokenizer.bin")
     found = beside if os.path.exists(beside) else "tokenizer.bin"
     return checkpoint, found if args.tokenizer is None else args.tokenizer
@@ -723,7 +654,7 @@ def find_files(args: argparse.Namespace) -> tuple[str, str]:
 def tell(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
     """Generate a text, and pass each step to all that is asked for: the printed text or a comparison, the file of
     logits, the trace -> the exit code."""
-    check_length(run.tokens, run.transformer)
+    check_length(run.tokens, run.transformer)  # generate would check it only after the files have been opened
     outputs = {"--trace": args.trace, "--logits": args.logits}
     console.check_outputs(outputs, [run.path, run.tokenizer.path, args.compare])
     vocab_size, log, sinks = run.transformer.config.vocab_size, None, [console.Text(out, run.like)]
@@ -737,38 +668,57 @@ def tell(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
             log = files.enter_context(contextlib.closing(Writer(args.trace, run.header())))
             sinks.append(log)
         if not args.seed and (log or run.sampler.temperature > 0):
-            print(f"seed: {run.sampler.seed}", file=sys.stderr)
+            console.say(f"seed: {run.sampler.seed}")
+        if run.steps < len(run.tokens):
+            console.say(f"warning: the prompt has {len(run.tokens)} tokens, so that {run.steps} steps (-n) generate "
+                        "nothing")
         begin = time.perf_counter()
         for step in run.generate(log, logits=args.logits is not None or args.compare is not None):
             for sink in sinks:
                 sink.step(step)
+        run.transformer.checkpoint.check_unchanged()
         for sink in sinks:
             sink.finish()
         if log:
-            print(f"root: {log.tree.root().hex()}", file=sys.stderr)
+            console.say(f"root: {trace.head(len(log.tree), log.tree.root())}")
     rate = (step.pos + 1) / (time.perf_counter() - begin)  # of all positions; run.c leaves out the first
-    print(f"achieved tok/s: {rate:.1f}", file=sys.stderr)
+    console.say(f"achieved tok/s: {rate:.1f}")
     return 1 if args.compare is not None and sinks[0].parted is not None else 0
+
+
+MAX_INPUT = 2**20  # bytes of a line in chat, or of a prompt on standard input
+
+
+def read_input(line: bool) -> str | None:
+    """A line of standard input, or all of it; None at its end. Raises ValueError if it is longer than any context."""
+    file = sys.stdin.buffer if sys.stdin else io.BytesIO()
+    data = file.readline(MAX_INPUT + 1) if line else file.read(MAX_INPUT + 1)
+    if len(data) > MAX_INPUT:
+        raise ValueError(f"standard input: more than {MAX_INPUT} bytes")
+    return data.decode("utf-8", "surrogateescape").rstrip("\r\n") if data else None
 
 
 def converse(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
     """Chat on the terminal, or with whoever writes to standard input -> the exit code."""
-    if not args.seed:
-        print(f"seed: {run.sampler.seed}", file=sys.stderr)
+    if not args.seed and run.sampler.temperature > 0:
+        console.say(f"seed: {run.sampler.seed}")
     write = console.printer(out, run.like)
 
     def read(question):
         out.write(question.encode())
         out.flush()
-        line = sys.stdin.buffer.readline() if sys.stdin else b""
-        if not line:
+        line = read_input(line=True)
+        if line is None:
             raise EOFError
-        return line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        return line
 
     try:
-        chat(run.transformer, run.tokenizer, run.sampler, run.steps, read, write, args.input_prompt, args.system_prompt)
+        if not chat(run.transformer, run.tokenizer, run.sampler, run.steps, read, write, args.input_prompt,
+                    args.system_prompt):
+            console.say("warning: the model ended no turn by itself: is it one that was trained to chat?")
     except EOFError:
         write(b"\n")
+    run.transformer.checkpoint.check_unchanged()
     return 0
 
 
@@ -777,18 +727,53 @@ def dispatch(args: argparse.Namespace, out: BinaryIO) -> int:
     if args.explain_text is not None:
         trace.show(trace.read(args.explain_text), sys.stdout)
         return 0
-    log = None
+    if args.input_prompt == "-":
+        args.input_prompt = read_input(line=False) or ""
     if args.verify is not None:
-        log = trace.read(args.verify)
-        if args.root and args.root != log.root:
-            raise VerificationError(log.path, "root", args.root, log.root)
-        if args.verify_iteration is not None:
-            log.step(args.verify_iteration)
+        log, verdict = verify_by(args)
+        trace.show_verdict(verdict, log, args.verify_iteration, sys.stdout)
+        return 0
+    run = Run(args)
+    with run.transformer:
+        if run.tokenizer.more:
+            console.say(f"warning: {run.tokenizer.path} has more tokens than the {len(run.tokenizer.vocab)} of the "
+                        "model: is it the model's own?")
+        return converse(run, args, out) if args.mode == "chat" else tell(run, args, out)
+
+
+def verify_by(args: argparse.Namespace) -> tuple[trace.Trace, trace.Verdict]:
+    """Verify the trace that the options name -> it, and the verdict."""
+    log = trace.read(args.verify)
+    text = None if args.text is None else console.read_file(args.text).decode(errors="surrogateescape")
+    if args.root:
+        log.check_head(args.root)  # before anything is computed
+    if args.verify_iteration is not None:
+        log.step(args.verify_iteration)
     run = Run(args, log)
     with run.transformer:
-        if log:
-            return trace.verify(run, log, args.verify_iteration, args.root is not None, out)
-        return converse(run, args, out) if args.mode == "chat" else tell(run, args, out)
+        return log, trace.verify(run, log, args.verify_iteration, args.root, text)
+
+
+def verify(trace_path: str, checkpoint: str | None = None, tokenizer: str | None = None, root: str | None = None
+           ) -> trace.Verdict:
+    """Make the run of a trace again and compare it -> the verdict. For a trace of this program's own format.
+
+    checkpoint and tokenizer are paths as on the command line, root the head that was published, [SIZE:]HEX. Raises
+    VerificationError at the first difference, ValueError or OSError for files that cannot be used.
+    """
+    options = {"--verify": trace_path, "--tokenizer": tokenizer, "--root": root}
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    return verify_by(parse(given + ([] if checkpoint is None else ["--", checkpoint])))[1]
+
+
+def verify_many(jobs: Iterable[Sequence], executor: Executor) -> Iterator[trace.Verdict | Exception]:
+    """verify(*job) for each job, by any executor (processes, Dask, Ray, MPI) -> the verdicts, in the jobs' order; what
+    verify raised stands in the place of a verdict."""
+    for future in [executor.submit(verify, *job) for job in jobs]:
+        try:
+            yield future.result()
+        except (VerificationError, ValueError, OSError, MemoryError) as error:
+            yield error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

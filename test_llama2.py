@@ -376,7 +376,7 @@ def test_a_turn_that_the_context_does_not_hold_is_refused(tokenizer):
     (["--trace-level", "op"], "--trace-level needs --trace"),
     (["--verify-iteration", "3"], "--verify-iteration needs --verify"),
     (["--root", "00" * 32], "--root needs --verify"), (["--tolerance", "1"], "--tolerance needs --compare"),
-    (["--verify", "x", "--root", "00"], "argument --root: not a root of 64 hexadecimal digits: 00"),
+    (["--verify", "x", "--root", "00"], "argument --root: not a root of 64 hexadecimal digits, or SIZE:ROOT: 00"),
     *[([f"--{option}", "x", "--verify", "y"], f"--{option} and --verify: one at a time")
       for option in ("trace", "logits", "compare")],
     *[([f"--{option}", "x", "--explain-text", "y"], f"--{option} and --explain-text: one at a time")
@@ -411,7 +411,7 @@ def test_standard_output_is_the_text_alone_and_rate_and_root_go_to_standard_erro
     code, out, err = command(capfdbinary, files["grouped"], "-z", files["tokenizer"], "-s", 1, "-n", 9, "-i", "ab a",
                              "--trace", tmp_path / "t")
     assert code == 0 and out.startswith(b"ab a") and out.endswith(b"\n")
-    assert re.fullmatch(r"root: [0-9a-f]{64}\nachieved tok/s: [0-9.]+\n", err)
+    assert re.fullmatch(r"root: 10:[0-9a-f]{64}\nachieved tok/s: [0-9.]+\n", err)
 
 
 def test_a_prompt_that_is_not_utf_8_works(files):

@@ -27,7 +27,7 @@ VALUES = [
 def test_functions_have_the_values_of_tables():
     for function, arguments, value in VALUES:
         got = function(*arguments)
-        assert got == plain.R(value), (function.__name__, arguments, got, value)
+        assert got == plain.r(value), (function.__name__, arguments, got, value)
 
 
 @given(st.fractions(-(2**30), 2**30))
@@ -49,8 +49,8 @@ def test_nearest_has_no_nearer_neighbour(number):
 @given(st.lists(st.tuples(any_float, any_float), min_size=1, max_size=8))
 def test_a_dot_product_is_the_exact_sum_rounded_once_to_53_bits_and_once_to_24(pairs):
     exact = sum(Fraction(a) * Fraction(b) for a, b in pairs)
-    assert plain.dot(*zip(*pairs, strict=True)) == plain.R(exact.numerator / exact.denominator)
-    assert plain.total([a for a, _ in pairs]) == plain.R(float(sum(Fraction(a) for a, _ in pairs)))
+    assert plain.dot(*zip(*pairs, strict=True)) == plain.r(exact.numerator / exact.denominator)
+    assert plain.total([a for a, _ in pairs]) == plain.r(float(sum(Fraction(a) for a, _ in pairs)))
 
 
 def test_the_first_coins():

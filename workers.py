@@ -50,6 +50,17 @@ def free_memory() -> int:
     return min(limits, default=2**32)
 
 
+def unpacked_size(arithmetic, shapes: Sequence[tuple[int, int, int]]) -> int:
+    """Bytes that matrices take in memory, given (how many, rows, columns) for each kind, in blocks as Rows has them."""
+    size = 0
+    for count, rows, columns in shapes:
+        step = max(1, BLOCK // columns)
+        full, rest = divmod(rows, step)
+        memory = arithmetic.Matrix.memory
+        size += count * (full * memory(step, columns) + (memory(rest, columns) if rest else 0))
+    return size
+
+
 def partition(n: int, index: int, count: int) -> range:
     """The part of range(n) that falls to the process `index` of `count`."""
     return range(n * index // count, n * (index + 1) // count)
@@ -63,6 +74,7 @@ class Rows:
         """read(first, last, check) -> rows first .. last - 1, a list of tuples; release() lets go of what was read."""
         step = max(1, BLOCK // columns)
         self.arithmetic, self.release, self.unpacked = arithmetic, release, unpacked
+        # MappedBlocks, or, if unpacked, their matrices
         self.blocks = [MappedBlock(read, arithmetic, first, min(first + step, rows.stop)) for first in rows[::step]]
         if unpacked:
             self.blocks = [block.matrix() for block in self.blocks]
@@ -86,13 +98,14 @@ class MappedBlock:
 
     def __init__(self, read: Callable, arithmetic, first: int, last: int):
         self.read, self.arithmetic, self.first, self.last = read, arithmetic, first, last
-        self.squares = None  # of the rows, once they have been read and checked
+        self.squares, self.checked = None, False  # of the rows; have all weights been seen to be finite?
 
     def matrix(self):
         """The rows as arithmetic.Matrix."""
-        rows = self.read(self.first, self.last, check=self.squares is None)
+        rows = self.read(self.first, self.last, check=not self.checked)
         matrix = self.arithmetic.Matrix(rows, self.squares)
-        self.squares = self.squares or array("d", matrix.squares)
+        if not self.checked:
+            self.squares, self.checked = array("d", matrix.squares), True
         return matrix
 
 
@@ -103,6 +116,9 @@ class MappedBlock:
 def split(x: Sequence[float], n: int) -> list[Sequence[float]]:
     """x (rows * n) -> (rows, n)"""
     return [x[i:i + n] for i in range(0, len(x), n)]
+
+
+MATRICES = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")  # of a layer
 
 
 class Cache:
@@ -146,7 +162,7 @@ class Shard:
 
     def __init__(self, checkpoint, A, forward: Callable, index: int, count: int, unpacked: bool):
         self.checkpoint, self.arithmetic, self.config = checkpoint, A, checkpoint.config
-        self.forward, self.first = forward, index == 0
+        self.run_pass, self.first = forward, index == 0
         c, hs = self.config, self.config.head_size
         self.group = c.n_heads // c.n_kv_heads  # query heads that share a key and value head
         self.heads = heads = partition(c.n_heads, index, count)
@@ -159,9 +175,8 @@ class Shard:
             return Rows(functools.partial(checkpoint.rows, name, l), checkpoint.release, A,
                         own.get(name, partition(n, index, count)), columns, unpacked)
 
-        matrices = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
         self.layers = [Layer(rms_att=checkpoint.rows("rms_att", l)[0], rms_ffn=checkpoint.rows("rms_ffn", l)[0],
-                             **{name: rows(name, l) for name in matrices}) for l in range(c.n_layers)]
+                             **{name: rows(name, l) for name in MATRICES}) for l in range(c.n_layers)]
         self.rms_final = checkpoint.rows("rms_final")[0]  # (dim)
         self.classifier = rows("classifier")              # (vocab, dim)
         self.caches = []                                  # of each layer
@@ -181,13 +196,17 @@ class Shard:
         async def recorded(token, pos, wanted):
             recorder = Recorder(self.first, repeated)
             see = recorder.see if observed else unseen
-            return recorder.events, await self.forward(self, token, pos, see, wanted)
+            return recorder.events, await self.run_pass(self, token, pos, see, wanted)
 
         return [recorded(token, pos + i, i >= skip) for i, token in enumerate(tokens)]
 
 
 # ----------------------------------------------------------------------------
 # Passes: what a forward pass waits for, and how it is watched
+
+
+# `await matvec(matrix, x)` pauses the pass: its yield hands (matrix, x) to run_together, whose send(product) resumes it
+# with the product as the value of the await. For gather, the pair is (None, part).
 
 
 @types.coroutine
@@ -205,8 +224,8 @@ def gather(part: Sequence[float]):
 def run_together(passes: Sequence[Coroutine], exchange: Callable[[list], list]) -> list:
     """Run the passes of consecutive positions side by side -> what they return.
 
-    All wait at the same points, until some end: those end together, and are the first. exchange(parts) gathers: the
-    parts of this process for each pass -> the whole vectors.
+    All stop at the same points. A pass without logits skips the classifier, so it ends one stop earlier; such passes
+    come first. exchange(parts) gathers: this process's parts, one for each pass -> the whole vectors.
     """
     answers, results = [None] * len(passes), []
     try:
@@ -339,7 +358,8 @@ class Team:
         returns, an array("f"), joined. Raises ChildProcessError if a worker dies, and what a worker raised."""
         self.number += 1
         self._send(job)
-        mine = run_together(shard.passes(*job), self._exchange if self.processes else list)
+        exchange = self._exchange if self.processes else list  # alone, parts are whole vectors: list only copies them
+        mine = run_together(shard.passes(*job), exchange)
         joined = []
         for parts in zip(mine, *self._receive(), strict=True):  # of one pass, by process
             events, vectors = zip(*parts, strict=True)

@@ -1,0 +1,167 @@
+"""A checkpoint file: the formats of llama2.c's export.py, versions 0, which run.c reads, and 1 (run.c: Config,
+TransformerWeights, memory_map_weights, read_checkpoint).
+
+    with contextlib.closing(Checkpoint("stories/model.bin")) as checkpoint:
+        print(checkpoint.config)
+        rows = checkpoint.rows("wq", 2)    # (dim, dim) of layer 2
+
+Version 0 is seven integers and then one tensor after the other; a negative vocab_size says that the classifier is not
+the embedding. Version 1 has a header of 256 bytes and the norms first. All numbers are little endian.
+"""
+import contextlib
+import hashlib
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
+from struct import iter_unpack, unpack_from
+
+from arithmetic import NATIVE
+
+
+@dataclass
+class Config:
+    """The shape of a model."""
+    dim: int         # of the activations
+    hidden_dim: int  # of the feed-forward layers
+    n_layers: int
+    n_heads: int     # of queries
+    n_kv_heads: int  # of keys and values: as many (multi-head), fewer (grouped), one (multi-query)
+    vocab_size: int
+    seq_len: int     # the longest sequence: the context
+    shared_classifier: bool = True  # is it the embedding?
+
+    @property
+    def head_size(self) -> int:
+        """hs: the dimensions of a head."""
+        return self.dim // self.n_heads
+
+
+class Checkpoint:
+    """A checkpoint file, mapped into memory: its config, and its weights when asked for.
+
+    Raises ValueError, naming the file, the field and the values, if the file is not a whole checkpoint.
+    """
+
+    MAGIC = 0x616B3432  # "ak42": version 1 or later; version 0 has no magic
+
+    def __init__(self, path: str):
+        self.path = path
+        self.file = open(path, "rb")
+        try:
+            self.identity = self._identity()
+            self.size = os.fstat(self.file.fileno()).st_size
+            if self.size < 28:
+                raise ValueError(f"{path}: {self.size} bytes are too few for a checkpoint's header of 28")
+            self.data = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._read_header()
+        except BaseException:
+            self.close()
+            raise
+
+    def _identity(self):
+        stat = os.fstat(self.file.fileno())
+        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns
+
+    def check_unchanged(self, identity: tuple | None = None) -> None:
+        """Raise ValueError if the file is no longer as it was when it was opened, here or in another process."""
+        if self._identity() != (identity or self.identity):
+            raise ValueError(f"{self.path}: the file was changed or replaced while it was being read")
+
+    def _read_header(self):
+        def need(condition, field, value, wanted):
+            if not condition:
+                raise ValueError(f"{self.path}: {field} is {value}, must be {wanted}")
+
+        magic, version = unpack_from("<Ii", self.data)
+        if magic == self.MAGIC:
+            need(version == 1, "version", version, "0 or 1: int8 checkpoints are not supported")
+            need(self.size >= 256, "size", f"{self.size} bytes", "at least the header's 256")
+            *fields, shared = unpack_from("<7iB", self.data, 8)
+            need(shared in (0, 1), "shared_classifier", shared, "0 or 1")
+        else:
+            fields = list(unpack_from("<7i", self.data))
+            shared, fields[5] = fields[5] > 0, abs(fields[5])
+        self.config = c = Config(*fields, bool(shared))
+        for field, value in list(vars(c).items())[:7]:
+            need(0 < value < 2**24, field, value, "1 to 16777215 (is this a checkpoint of llama2.c?)")
+        need(c.dim % c.n_heads == 0, "dim", c.dim, f"a multiple of n_heads, {c.n_heads}")
+        need(c.n_heads % c.n_kv_heads == 0, "n_heads", c.n_heads, f"a multiple of n_kv_heads, {c.n_kv_heads}")
+        need(c.head_size % 2 == 0, "dim / n_heads", c.head_size, "even")
+
+        kv_dim = c.n_kv_heads * c.head_size
+        shapes = {  # (layers, rows, columns)
+            "embedding": (1, c.vocab_size, c.dim),
+            "rms_att": (c.n_layers, 1, c.dim),
+            "wq": (c.n_layers, c.dim, c.dim),
+            "wk": (c.n_layers, kv_dim, c.dim),
+            "wv": (c.n_layers, kv_dim, c.dim),
+            "wo": (c.n_layers, c.dim, c.dim),
+            "rms_ffn": (c.n_layers, 1, c.dim),
+            "w1": (c.n_layers, c.hidden_dim, c.dim),
+            "w2": (c.n_layers, c.dim, c.hidden_dim),
+            "w3": (c.n_layers, c.hidden_dim, c.dim),
+            "rms_final": (1, 1, c.dim),
+            "rope_tables": (2, c.seq_len, c.head_size // 2),  # unused
+            "classifier": (1, c.vocab_size, c.dim),
+        }
+        order, offset = list(shapes), 28  # of version 0
+        if magic == self.MAGIC:           # version 1: the norms come first, and no tables
+            order = "rms_att rms_ffn rms_final embedding wq wk wv wo w1 w2 w3 classifier".split()
+            offset = 256
+        if shared:
+            order.remove("classifier")
+        self.tensors = {}  # name -> where it begins in the file, rows and columns of each layer
+        for name in order:
+            layers, rows, columns = shapes[name]
+            self.tensors[name] = offset, rows, columns
+            offset += 4 * layers * rows * columns
+        need(self.size == offset, "size", f"{self.size} bytes", f"{offset} for " + ", ".join(
+            f"{field} {value}" for field, value in vars(c).items()))
+        self.tensors.setdefault("classifier", self.tensors["embedding"])
+
+    def rows(self, name: str, layer: int = 0, first: int = 0, last: int | None = None, check: bool = True
+             ) -> list[tuple[float, ...]]:
+        """Rows first .. last - 1 of a layer's matrix. Raises ValueError if a weight is not finite."""
+        self.check_unchanged()  # a map that was cut would end the process
+        offset, rows, columns = self.tensors[name]
+        start = offset + 4 * columns * (layer * rows + first)
+        stop = offset + 4 * columns * (layer * rows + (rows if last is None else last))
+        with memoryview(self.data)[start:stop] as window:
+            result = list(iter_unpack(f"{NATIVE}{columns}f", window))
+        if check and not all(map(isfinite, map(sum, result))):  # finite binary32 numbers never overflow a binary64 sum
+            raise ValueError(f"{self.path}: {name} of layer {layer} holds a weight that is not finite")
+        return result
+
+    def release(self) -> None:
+        """Let the system drop the pages that were read; it reads them from the file again when they are needed."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.data.madvise(mmap.MADV_DONTNEED)
+
+    def tree_rows(self) -> Iterator[bytes]:
+        """The rows of all tensors as little-endian float32, in the order of the tree whose root a trace calls
+        weights."""
+        layer = ("rms_att", "wq", "wk", "wv", "wo", "rms_ffn", "w1", "w2", "w3")
+        order = [("embedding", 0), *[(name, l) for l in range(self.config.n_layers) for name in layer]]
+        order += [("rms_final", 0), ("classifier", 0)][:2 - self.config.shared_classifier]
+        for name, l in order:
+            offset, rows, columns = self.tensors[name]
+            start, width = offset + 4 * columns * rows * l, 4 * columns
+            for begin in range(start, start + rows * width, width):
+                yield self.data[begin:begin + width]
+            self.release()
+
+    def sha256(self) -> str:
+        """The file's hash, in hexadecimal."""
+        digest = hashlib.sha256()
+        for start in range(0, self.size, 2**24):
+            digest.update(self.data[start:start + 2**24])
+            self.release()
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.file.close()
+        with contextlib.suppress(BufferError, AttributeError):  # interrupted within rows(): closed with its view
+            self.data.close()
