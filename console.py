@@ -137,8 +137,9 @@ def quoted(text: str, column: int = 0, limit: int = 4000) -> str:
     body = re.sub("  +", lambda run: r"\u0020" * len(run[0]), json.dumps(text[:limit])[1:-1])
     lines, column = [""], min(column, 40)
     for symbol in re.findall(r"\\u....|\\.|.", body):
-        if column + len(lines[-1]) + len(symbol) > 76:
-            lines, column = [*lines, ""], 4
+        if column + len(lines[-1]) + len(symbol) > 76:  # break the line, behind a space if there is one
+            at = lines[-1].rfind(" ") + 1 or len(lines[-1])
+            lines, column = [*lines[:-1], lines[-1][:at], lines[-1][at:]], 4
         lines[-1] += symbol
     return "\n    ".join(f'"{line}"' for line in lines) + rest
 
@@ -212,17 +213,19 @@ def check_outputs(paths: dict[str, str | None], sources: Sequence[str | None]) -
 def write_whole(path: str, data: bytes) -> None:
     """Write all of a file or nothing: beside its place, then renamed. (A device or a pipe is written to directly.)"""
     target = os.path.realpath(path)
-    beside = mode = None
-    if os.path.isfile(target) or not os.path.exists(target):
-        beside, mode = f"{target}.{secrets.token_hex(4)}.tmp", "xb"  # x: never through a link that somebody laid there
     try:
-        with open(beside or target, mode or "wb") as file:
-            file.write(data)
-        if beside:
-            os.replace(beside, target)
-    except BaseException as error:
-        if beside and os.path.exists(beside):
-            os.remove(beside)
-        if isinstance(error, OSError):
-            raise OSError(f"{path}: {error.strerror}") from None
-        raise
+        if os.path.exists(target) and not os.path.isfile(target):
+            with open(target, "wb") as file:
+                file.write(data)
+            return
+        beside = f"{target}.{secrets.token_hex(4)}.tmp"
+        with open(beside, "xb") as file:  # x: never through a link that somebody has laid there
+            try:
+                file.write(data)
+                file.flush()
+                os.replace(beside, target)
+            except BaseException:
+                os.remove(beside)
+                raise
+    except OSError as error:
+        raise OSError(f"{path}: {error.strerror}") from None

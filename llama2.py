@@ -667,7 +667,7 @@ def tell(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
             Writer = trace.RustWriter if run.like == "llama2-rs" else trace.Writer
             log = files.enter_context(contextlib.closing(Writer(args.trace, run.header())))
             sinks.append(log)
-        if not args.seed and (log or run.sampler.temperature > 0):
+        if not args.seed and run.sampler.temperature > 0:
             console.say(f"seed: {run.sampler.seed}")
         if run.steps < len(run.tokens):
             console.say(f"warning: the prompt has {len(run.tokens)} tokens, so that {run.steps} steps (-n) generate "

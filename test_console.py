@@ -1,15 +1,19 @@
 """Tests of console.py: what is printed, exit codes, files that are whole or not there."""
 import io
+import json
 import os
 import re
 import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import console
 import trace
-from conftest import HERE, command, process, read_bytes, written
+from conftest import HERE, command, interruptible, process, read_bytes, written
+from console import VerificationError
 
 
 def test_characters_come_out_whole_and_control_bytes_do_not():
@@ -79,3 +83,95 @@ def test_more_bytes_than_the_limit_are_an_error_and_never_cut(tmp_path):
             console.read_file(tmp_path / name, 999)
         if writer:
             writer.wait()
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_exit_codes_do_not_depend_on_standard_error(redirection, files):
+    program = f"'{sys.executable}' '{HERE}/llama2.py'"
+    for args, code in (f"'{files['grouped']}' -z '{files['tokenizer']}' -s 1 -n 3", 0), ("-t -1", 2), ("none.bin", 2):
+        done = subprocess.run(["bash", "-c", f"{program} {args} {redirection}"], stdout=subprocess.PIPE)
+        assert done.returncode == code
+
+
+def test_exit_code_1_and_text_do_not_depend_on_standard_error(traces, model):
+    line = f"'{sys.executable}' '{HERE}/llama2.py' '{model[0]}' -z '{model[2]}' --verify '{traces['step']}'"
+    for more, code in ("", 0), (" -s 8", 1):
+        done = subprocess.run(["bash", "-c", f"{line}{more} 2>/dev/full"], stdout=subprocess.PIPE)
+        assert done.returncode == code and done.stdout.startswith(b"verified") == (code == 0)
+
+
+@pytest.mark.parametrize("program", ["llama2.py", "trace.py"])
+def test_ctrl_c_while_modules_load_is_quiet(program, tmp_path):
+    """One of the modules that is loaded sends it."""
+    for name in os.listdir(HERE):
+        if name.endswith(".py") and name != "merkle.py":
+            os.symlink(os.path.join(HERE, name), tmp_path / name)
+    with open(os.path.join(HERE, "merkle.py")) as file:
+        (tmp_path / "merkle.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n" + file.read())
+    (tmp_path / program).unlink()
+    with open(os.path.join(HERE, program)) as file:
+        (tmp_path / program).write_text(file.read())
+    done = subprocess.run([sys.executable, tmp_path / program], capture_output=True, preexec_fn=interruptible)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_temporary_files_are_opened_exclusively(tmp_path, monkeypatch):
+    monkeypatch.setattr(console.secrets, "token_hex", lambda n: "f00d")
+    (tmp_path / "victim").write_bytes(b"precious")
+    os.symlink(tmp_path / "victim", tmp_path / "out.f00d.tmp")  # somebody has guessed the name
+    with pytest.raises(OSError, match="out: File exists"):
+        console.write_whole(tmp_path / "out", b"data")
+    assert (tmp_path / "victim").read_bytes() == b"precious" and not (tmp_path / "out").exists()
+    assert os.path.islink(tmp_path / "out.f00d.tmp")
+
+
+def test_a_file_that_grows_is_read_as_far_as_it_went(tmp_path, monkeypatch):
+    (tmp_path / "log").write_bytes(b"x" * 1000)
+    fstat = os.fstat
+
+    def grow(fd):
+        stat = fstat(fd)
+        with open(tmp_path / "log", "ab") as file:
+            file.write(b"y" * 1000)
+        return stat
+
+    monkeypatch.setattr(console.os, "fstat", grow)
+    assert console.read_file(tmp_path / "log", 1000) == b"x" * 1000
+
+
+VERDICTS = ["verified: 14 steps computed again and found equal", "root: 15:" + "ab" * 32 + ", as published",
+            "  seed: 42", "claimed by the caller:", "proved to be in the log with this root:",
+            "the two traces are equal", "llama2.py: error: out of memory"]
+
+
+@given(st.text(st.sampled_from("ab é\n\t\x1b\u202e\u00a0\\\"😀"), max_size=200), st.sampled_from(VERDICTS),
+       st.integers(0, 90), st.sampled_from(["", " ", "a", "\n", "é"]))
+@settings(max_examples=300)
+def test_no_string_can_pass_for_a_line_of_ours(text, verdict, padding, filler):
+    """Whatever stands around it, and wherever a terminal of 80 columns breaks the line."""
+    text = text + filler * padding + verdict + text
+    rows = []
+    for name in "prompt", "text":
+        out = io.StringIO()
+        trace.show_fields({name: text}, out)
+        assert out.getvalue().isascii()
+        for line in out.getvalue().splitlines():
+            assert len(line) < 80 and (line.startswith(f'  {name}: "') or line.startswith('    "'))
+    message = str(VerificationError("t, line 5", "text", text, "x" * padding + verdict))
+    for before in range(0, 80, 7):
+        line = "." * before + message
+        rows += [line[i:i + 80] for i in range(0, len(line), 80)]
+    assert not any(row.strip().startswith(verdict) for row in rows)
+
+
+@given(st.text(st.sampled_from("a \n"), max_size=30))
+def test_what_is_quoted_hides_nothing_in_white_space(text):
+    for shown in console.quoted(text), console.printable(text + "!" * 30):
+        assert "  " not in shown.replace("\n    ", "")
+    assert "".join(map(json.loads, console.quoted(text).split("\n    "))) == text
+
+
+def test_long_strings_are_cut_and_say_so():
+    shown = console.quoted("a" * 10**6)
+    assert len(shown) < 5000 and shown.endswith(" .. (1000000 characters)")
+    assert len(str(VerificationError("x", "text", "a" * 10**6, "b" * 10**6))) < 1100

@@ -1,12 +1,15 @@
 """Tests of llama2.py, from the smallest part to the whole: plain.py judges."""
+import concurrent.futures
 import contextlib
 import heapq
+import io
 import itertools
 import json
 import math
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 
@@ -18,9 +21,8 @@ import llama2
 import plain
 import trace
 from conftest import (COINS, HERE, JUDGES, MODEL, PIECES, SCORES, SHAPES, STORY, STORY_LOGITS, STORY_ROOT, Scripted,
-                      bits,
-                      command, edited, failure, forward_definition, make_checkpoint, make_tokenizer, process,
-                      read_bytes, read_lines, rounded, run_forward, tell)
+                      TOKENIZER, bits, command, edit, edited, failure, forge, forward_definition, make_checkpoint,
+                      make_tokenizer, process, read_bytes, read_lines, rounded, run_forward, tell)
 
 
 # ----------------------------------------------------------------------------
@@ -37,13 +39,6 @@ def test_every_operation_equals_the_definition(files, shape, arithmetic):
             assert one == other, (pos, one[:2], other[:2])
         assert len(got[0]) == len(expected[0]) == 2 + 14 * 2
         assert got[1] == expected[1], f"logits of position {pos}"
-
-
-def test_both_versions_of_a_checkpoint_give_the_same_logits(tmp_path):
-    for shared in True, False:
-        paths = [make_checkpoint(tmp_path / f"v{version}", version=version, shared=shared) for version in (0, 1)]
-        one, other = ([logits for _, logits in run_forward(path, "exact", [1, 5, 9])] for path in paths)
-        assert one == other
 
 
 def test_positions_come_in_order_or_begin_anew(files):
@@ -74,70 +69,6 @@ def test_finite_weights_whose_activations_overflow_are_an_error(tmp_path):
     with llama2.Transformer(path) as transformer, pytest.raises(ValueError, match="not finite"):
         for pos in range(4):
             transformer.forward(pos, pos)
-
-
-# ----------------------------------------------------------------------------
-# Checkpoints that are none
-
-@pytest.mark.parametrize("field, value, message", [
-    (0, 0, "dim is 0"), (0, -16, "dim is -16"), (0, 2**24, "dim is 16777216"), (0, 0x46554747, "dim is 1179993927"),
-    (0, 18, "dim is 18, must be a multiple of n_heads, 4"), (0, 20, "dim / n_heads is 5, must be even"),
-    (1, 0, "hidden_dim is 0"), (2, -1, "n_layers is -1"), (3, 2**31 - 1, "n_heads is 2147483647"),
-    (4, 0, "n_kv_heads is 0"),
-    (4, 3, "n_heads is 4, must be a multiple of n_kv_heads, 3"), (5, 0, "vocab_size is 0"),
-    (5, -(2**31), "vocab_size is"),
-    (6, 0, "seq_len is 0"), (6, 33, "size is"), (1, 25, "size is"), (2, 2**24 - 1, "size is"), (5, -280, "size is")])
-def test_a_header_that_cannot_be_is_refused(files, tmp_path, capfdbinary, field, value, message):
-    for shape, offset in ("multi-head", 0), ("version 1, unshared", 8):
-        if (shape, value) == ("version 1, unshared", -280):
-            message = "vocab_size is -280"
-        if (shape, value) == ("version 1, unshared", 33):
-            continue  # it has no tables that depend on seq_len
-        path = edited(files[shape], tmp_path / "bad.bin", offset + 4 * field, "i", value)
-        assert failure(capfdbinary, path, "-s", 1).startswith(f"{path}: {message}")
-
-
-def test_versions_and_flags_that_cannot_be_are_refused(files, tmp_path, capfdbinary):
-    for offset, form, value, message in [
-            (4, "i", 2, "version is 2, must be 0 or 1: int8 checkpoints are not supported"),
-            (4, "i", 3, "version is 3, must be 0 or 1"), (36, "B", 2, "shared_classifier is 2, must be 0 or 1"),
-            (36, "B", 0, "size is"), (0, "I", 0x616B3433, "dim is 1634415667")]:
-        path = edited(files["version 1"], tmp_path / "bad.bin", offset, form, value)
-        assert failure(capfdbinary, path, "-s", 1).startswith(f"{path}: {message}")
-
-
-def test_a_file_of_the_wrong_size_is_refused_with_both_sizes(files, tmp_path, capfdbinary):
-    for shape in "multi-head", "version 1":
-        with open(files[shape], "rb") as file:
-            data = file.read()
-        for cut in 0, 1, 27, 28, 100, 255, 256, 300, len(data) - 4, len(data) - 1, len(data) + 1, len(data) + 4:
-            path = tmp_path / "cut.bin"
-            path.write_bytes((data + bytes(8))[:cut])
-            message = failure(capfdbinary, path, "-s", 1)
-            assert message.startswith(f"{path}: ") and str(cut) in message
-            if cut >= 256:
-                assert str(len(data)) in message
-
-
-def test_files_that_cannot_be_read_are_named(files, tmp_path, capfdbinary):
-    assert failure(capfdbinary, tmp_path / "none") == f"{tmp_path / 'none'}: No such file or directory"
-    assert failure(capfdbinary, tmp_path, "-s", 1) == f"{tmp_path}: Is a directory"
-    assert failure(capfdbinary, files["grouped"], "-s", 1, "-z", tmp_path) == f"{tmp_path}: Is a directory"
-    assert failure(capfdbinary, files["grouped"], "-s", 1, "-z",
-                   tmp_path / "none").startswith(f"{tmp_path / 'none'}: No such")
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("arithmetic", ["exact", "c"])
-def test_a_weight_that_is_not_finite_is_refused_with_its_matrix_named(files, tmp_path, value, arithmetic):
-    checkpoint = llama2.Checkpoint(files["grouped"])
-    for name, (offset, rows, columns) in checkpoint.tensors.items():
-        if name == "rope_tables":
-            continue
-        path = edited(files["grouped"], tmp_path / "bad.bin", offset + 4 * (rows * columns - 1), "f", value)
-        with pytest.raises(ValueError, match=f"bad.bin: {name} "):
-            with llama2.Transformer(path, arithmetic) as transformer:
-                transformer.forward(279, 0)
 
 
 # ----------------------------------------------------------------------------
@@ -397,8 +328,9 @@ def test_the_clock_gives_the_seed_and_standard_error_says_which(files, tmp_path,
     seed = re.match(r"seed: (\d+)\n", err)[1]
     assert code == 0 and command(capfdbinary, *args, "-s", seed)[1] == out
     assert command(capfdbinary, *args, "-s", 0)[2].startswith("seed: ")
-    assert "seed" not in command(capfdbinary, *args, "-t", 0)[2]  # unused, but a trace would have it
-    assert command(capfdbinary, *args, "-t", 0, "--trace", tmp_path / "t")[2].startswith("seed: ")
+    assert "seed" not in command(capfdbinary, *args, "-t", 0)[2]  # it is 1
+    assert "seed" not in command(capfdbinary, *args, "-t", 0, "--trace", tmp_path / "t")[2]
+    assert trace.read(tmp_path / "t").header["seed"] == 1
 
 
 def test_steps_0_and_too_many_are_the_context(files, capfdbinary):
@@ -453,6 +385,185 @@ def test_a_run_that_fails_its_checks_overwrites_nothing(files, traces, model, tm
                            source) == f"{source}: is read, and would be overwritten"
 
 
+# What a new user meets
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_warned_about(files, tmp_path, capfdbinary):
+    larger = make_tokenizer(tmp_path / "t", PIECES + [b"more"], SCORES + [0.0])
+    code, out, err = command(capfdbinary, files["grouped"], "-z", larger, "-s", 1, "-n", 3)
+    assert code == 0 and err.startswith(f"warning: {larger} has more tokens than the 280 of the model: ")
+    assert "warning" not in command(capfdbinary, files["grouped"], "-z", files["tokenizer"], "-s", 1, "-n", 3)[2]
+
+
+def test_a_prompt_that_leaves_nothing_to_generate_is_warned_about(model, capfdbinary):
+    for steps, warned in (4, True), (5, False):
+        code, out, err = command(capfdbinary, *model, "-s", 1, "-i", "ab 😀a", "-n", steps)
+        assert code == 0 and err.startswith(
+            f"warning: the prompt has 5 tokens, so that {steps} steps (-n) generate nothing\n") == warned
+
+
+def test_chat_with_a_model_that_ends_no_turn_is_warned_about(model, capfdbinary, monkeypatch):
+    args = *model, "-m", "chat", "-t", 0, "-n", 18, "-i", "a", "-y", ""
+    warning = "warning: the model ended no turn by itself: is it one that was trained to chat?\n"
+    assert command(capfdbinary, *args)[2] == warning
+    monkeypatch.setattr(llama2.Sampler, "sample", lambda self, logits: 2)  # EOS
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n" * 30)))
+    assert command(capfdbinary, *args)[2] == ""
+
+
+def test_a_prompt_in_place_of_a_checkpoint_gets_a_hint(capfdbinary):
+    for name in "Once upon", "story":
+        assert failure(capfdbinary, name) == f"{name}: No such file or directory (how a text begins is given with -i)"
+    assert failure(capfdbinary, "none.bin") == "none.bin: No such file or directory"
+
+
+def test_a_prompt_can_come_from_standard_input(model):
+    for data, prompt in (b"ab a\n", "ab a"), (b"", ""), (b"a\nb\n", "a\nb"):
+        done = subprocess.run([sys.executable, os.path.join(HERE, "llama2.py"), *model, "-t", "0", "-n", "9", "-i",
+                               "-"],
+                              input=data, capture_output=True)
+        assert (done.returncode, done.stdout) == (0, process(*model, "-t", 0, "-n", 9, "-i", prompt).stdout)
+
+
+def test_lines_of_chat_and_prompts_on_standard_input_are_limited(model):
+    for args in ["-m", "chat", "-y", ""], ["-i", "-"]:
+        done = subprocess.run([sys.executable, os.path.join(HERE, "llama2.py"), *model, "-t", "0", *args],
+                              input=b"a" * (2**20 + 1), capture_output=True)
+        assert (done.returncode, done.stderr) == (2, b"llama2.py: error: standard input: more than 1048576 bytes\n")
+
+
+def test_the_version_is_that_of_the_project(capfdbinary):
+    with pytest.raises(SystemExit) as end:
+        command(capfdbinary, "--version")
+    assert end.value.code == 0 and capfdbinary.readouterr().out == f"llama2.py {llama2.VERSION}\n".encode()
+    assert f'version = "{llama2.VERSION}"' in read_bytes(os.path.join(HERE, "pyproject.toml")).decode()
+
+
+def test_it_runs_through_a_link_from_anywhere(tmp_path):
+    os.symlink(os.path.join(HERE, "llama2.py"), tmp_path / "llama")
+    done = subprocess.run([sys.executable, tmp_path / "llama", "-t", "0", "-n", "3"], cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"Once upon a\n")
+
+
+def test_everybodys_greedy_run_has_the_same_root(model, tmp_path, capfdbinary):
+    roots = [command(capfdbinary, *model, "-t", 0, *more, "--trace", tmp_path / "t")[2].splitlines()[0]
+             for more in ([], [], ["-s", 1], ["-s", 2])]
+    assert roots[0] == roots[1] == roots[2] != roots[3] and roots[0].startswith("root: ")
+
+
+def test_seeds_that_atoi_does_not_keep_are_refused_for_llama2_c(model, capfdbinary):
+    assert failure(capfdbinary, *model, "--like", "llama2.c", "-s", 2**31).startswith(
+        "argument -s/--seed: 2147483648, must be below 2**31 for --like llama2.c")
+    for args in ["--like", "llama2.c", "-s", 2**31 - 1], ["--like", "llama2-rs", "-s", 2**31], ["-s", 2**64 - 1]:
+        assert command(capfdbinary, *model, *args, "-n", 2)[0] == 0
+
+
+def test_a_temperature_that_makes_logits_overflow_is_refused(model, tmp_path, capfdbinary):
+    code, out, err = command(capfdbinary, *model, "-s", 1, "-t", "1e-40", "--logits", tmp_path / "a.npy")
+    assert code == 2 and err == (
+        "llama2.py: error: temperature is 1e-40, so small that logits / temperature overflow\n")
+    assert os.listdir(tmp_path) == []
+    assert command(capfdbinary, *model, "-s", 1, "-t", "1e-50")[1] == command(capfdbinary, *model, "-t", 0)[1]
+
+
+def test_no_tokens_are_an_error(files, tokenizer):
+    with llama2.Transformer(files["grouped"]) as transformer, pytest.raises(ValueError, match="no token"):
+        next(llama2.generate(transformer, tokenizer, llama2.Sampler(), [], 5))
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda path: llama2.Transformer(path, "fast"), "^arithmetic is fast, must be exact or c$"),
+    (lambda path: llama2.Transformer(path, ["c"]), "^arithmetic is "),
+    (lambda path: llama2.Transformer(path, workers=0), "^workers is 0, must be an integer from 1 to 1024$"),
+    (lambda path: llama2.Transformer(path, workers=2.0), "^workers is 2.0"),
+    (lambda path: llama2.Transformer(path, workers=True), "^workers is true"),
+    (lambda path: llama2.Sampler("warm"), "^temperature is warm"),
+    (lambda path: llama2.Sampler(None), "^temperature is"),
+    (lambda path: llama2.Sampler(1.0, "x"), "^p_value is x"), (lambda path: llama2.Sampler(seed=1.0), "^seed is 1.0"),
+    (lambda path: llama2.Sampler(seed=True), "^seed is true"),
+    (lambda path: llama2.Sampler(rng="x"), "^rng is x, must"),
+    (lambda path: llama2.Sampler(arithmetic="x"), "^arithmetic is x"),
+    (lambda path: llama2.Tokenizer(TOKENIZER, 0), "^vocab_size is 0"),
+    (lambda path: llama2.Tokenizer(TOKENIZER, "512"), "^vocab_size is"),
+    (lambda path: llama2.Tokenizer(TOKENIZER, 512).encode(b"a"), "^text is"),
+    (lambda path: llama2.Tokenizer(TOKENIZER, 512).encode(None), "^text is"),
+    (lambda path: llama2.Tokenizer(TOKENIZER, 512).decode(1, -1), "^token is -1, must be an integer from 0 to 511$"),
+    (lambda path: llama2.Tokenizer(TOKENIZER, 512).decode(1, 512), "^token is 512"),
+    (lambda path: llama2.Transformer(path).forward("1", 0), r"^token of .* is .*, must be in the vocabulary of 280$"),
+    (lambda path: llama2.Transformer(path).forward(1.0, 0), "^token of"),
+    (lambda path: llama2.Transformer(path).forward(True, 0), "^token of"),
+    (lambda path: llama2.Transformer(path).forward(1, "0"), "^position is")])
+def test_wrong_arguments_get_a_clear_error(files, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(files["grouped"])
+
+
+def test_installing_says_why_not(tmp_path):
+    shutil.copytree(os.path.join(HERE, ".ci"), tmp_path / ".ci")
+    shutil.copy(os.path.join(HERE, "pyproject.toml"), tmp_path)
+    done = subprocess.run([sys.executable, "-m", "pip", "install", "--no-index", "--target", tmp_path / "to", tmp_path],
+                          capture_output=True, text=True)
+    if "No module named pip" in done.stderr:
+        pytest.skip("needs pip")
+    assert done.returncode != 0 and not (tmp_path / "to").exists()
+    output = re.search(r"\[1 lines of output\]\n(.*)\n", done.stderr)[1]
+    assert output.strip() == (
+        "llama2.py is not installed: run its files from their folder, or copy them beside your own code")
+
+
+# ----------------------------------------------------------------------------
+# Many traces
+
+
+def test_verify_returns_a_verdict_or_raises(files, traces, tmp_path):
+    log = trace.read(traces["step"])
+    verdict = llama2.verify(traces["step"], files["grouped"], files["tokenizer"])
+    assert (verdict.path, verdict.steps, verdict.whole, verdict.head, verdict.published) == (
+        traces["step"], 14, True, log.head(), False)
+    assert verdict.text == trace.text_of(log) and verdict.claimed == {} and verdict.chosen["seed"] == 7
+    for root in log.head(), log.root:
+        assert llama2.verify(traces["step"], files["grouped"], files["tokenizer"], root).published
+    cut = forge(tmp_path / "-cut.trace", read_lines(traces["step"])[:7], False)
+    assert not llama2.verify(cut, files["grouped"], files["tokenizer"]).whole
+    with pytest.raises(trace.VerificationError):
+        llama2.verify(traces["step"], files["grouped"], files["tokenizer"], "15:" + "00" * 32)
+    with pytest.raises(ValueError):
+        llama2.verify(traces["step"], files["grouped"], files["tokenizer"], "root")
+    with pytest.raises(OSError):
+        llama2.verify(str(tmp_path / "none"), files["grouped"])
+
+
+def jobs_and_answers(files, traces, tmp_path):
+    header, *lines = read_lines(traces["step"])[:-1]
+    forged = forge(tmp_path / "forged", [header, *lines[:9], edit(lines[9], logits="5a" * 32), *lines[10:]])
+    model = files["grouped"], files["tokenizer"]
+    jobs = [(traces[kind], *model) for kind in ("step", "op", "layer")]
+    return [*jobs, (forged, *model), (str(tmp_path / "none"), *model)], [
+        trace.Verdict, trace.Verdict, trace.Verdict, trace.VerificationError, FileNotFoundError]
+
+
+def check_many(executor, files, traces, tmp_path):
+    jobs, kinds = jobs_and_answers(files, traces, tmp_path)
+    answers = list(llama2.verify_many(jobs, executor))
+    assert [type(answer) for answer in answers] == kinds
+    assert [answer.head for answer in answers[:3]] == [trace.read(job[0]).head() for job in jobs[:3]]
+    assert (answers[3].field, answers[3].got) == ("logits", "5a" * 32) and "line 11" in str(answers[3])
+
+
+@pytest.mark.parametrize("kind", ["processes", "threads"])
+def test_verify_many_runs_on_the_standard_librarys_executors(files, traces, tmp_path, kind):
+    pool = concurrent.futures.ProcessPoolExecutor if kind == "processes" else concurrent.futures.ThreadPoolExecutor
+    with pool(2) as executor:
+        check_many(executor, files, traces, tmp_path)
+
+
+def test_verify_many_runs_on_dask(files, traces, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="needs dask[distributed]")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        with distributed.Client(cluster) as client, client.get_executor() as executor:
+            check_many(executor, files, traces, tmp_path)
+
+
 # ----------------------------------------------------------------------------
 # The whole
 
@@ -500,9 +611,9 @@ def test_the_commands_of_the_readme_print_what_it_says(readme):
     assert count >= 18
 
 
-def test_the_example_of_the_readme_works(readme, tmp_path):
+def test_the_examples_of_the_readme_work(readme, tmp_path):
     text, shell = readme
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    many, observe = re.findall(r"```python\n(.*?)```", text, re.S)
     with llama2.Transformer(MODEL, "c") as model:
         seen = {}
         for pos, token in enumerate([1, 406]):
@@ -510,6 +621,12 @@ def test_the_example_of_the_readme_works(readme, tmp_path):
     values = seen[2, "attention"]
     values[11] += 0.5
     (tmp_path / "attention.f32").write_bytes(bits(values))
-    (tmp_path / "example.py").write_text(code)
+    (tmp_path / "example.py").write_text(observe)
     assert shell("python3 example.py") == "largest difference 0.5 at element 11, head 1\n"
-    assert len(code.splitlines()) <= 13
+    assert len(observe.splitlines()) <= 13
+
+    shell("python3 llama2.py -s 42 -n 5 --trace tale.trace; sed s/406/407/ tale.trace > forged.trace")
+    (tmp_path / "many.py").write_text(many)
+    honest, forged = shell("python3 many.py").splitlines()
+    assert honest == f"5 steps, {trace.read(tmp_path / 'tale.trace').head()}"
+    assert forged.startswith("forged.trace, line 7: root: expected ")

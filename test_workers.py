@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -111,6 +112,28 @@ def test_weights_read_from_the_map_give_the_same_operations(files, monkeypatch, 
                 assert rows == [row for _, row in unpacked]
 
 
+@pytest.mark.parametrize("arithmetic, rows, columns", [
+    ("exact", 300_000, 1), ("exact", 100_000, 4), ("exact", 1000, 1000), ("c", 3, 300_000), ("c", 40, 50_000),
+    ("c", 1_000_000, 1), ("c", 5000, 300)])
+def test_the_memory_that_a_matrix_takes_is_estimated_with_its_own_overhead(arithmetic, rows, columns):
+    code = f"""
+import functools, sys, workers, arithmetic
+A = arithmetic.ARITHMETIC[{arithmetic!r}]
+def read(first, last, check):
+    return [tuple([float(i + j) for j in range({columns})]) for i in range(first, last)]
+def memory():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+before = memory()
+kept = workers.Rows(read, lambda: None, A, range({rows}), {columns}, True)
+print(memory() - before, workers.unpacked_size(A, [(1, {rows}, {columns})]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, check=True)
+    took, estimate = map(int, done.stdout.split())
+    slack = 6 * 2**20  # what a block took while it was read
+    assert took < 1.15 * estimate + slack and estimate < 1.6 * took + slack
+
+
 def test_a_model_larger_than_the_memory_is_read_from_the_map(tmp_path):
     import resource
     path, limit = tmp_path / "large.bin", 300 * 2**20
@@ -201,7 +224,8 @@ def test_workers_end_with_the_run(tmp_path, kill, code):
     assert all(map(gone, workers))
 
 
-def test_ctrl_c_while_workers_start_leaves_none_behind(files, monkeypatch):
+@pytest.mark.parametrize("other_thread", [False, True])
+def test_ctrl_c_while_workers_start_leaves_none_behind(files, monkeypatch, other_thread):
     start, started = multiprocessing.Process.start, []
 
     def start_and_interrupt(self):
@@ -211,8 +235,12 @@ def test_ctrl_c_while_workers_start_leaves_none_behind(files, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(workers.multiprocessing.Process, "start", start_and_interrupt)
+    idle = threading.Event()
+    if other_thread:  # to which the system may give the signal
+        threading.Thread(target=idle.wait, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         llama2.Transformer(files["grouped"], workers=4)
+    idle.set()
     assert len(started) == 3 and not any(process.is_alive() for process in started)
     for process in started:  # where the break is: never reached by Transformer.close
         process.kill()

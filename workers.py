@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import types
 from array import array
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -324,13 +325,26 @@ def work(connection, other_end, build: Callable, index: int, count: int) -> None
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back for a while, so that no process is started and lost."""
+    """Hold Ctrl-C back for a while, so that no process is started and lost.
+
+    The mask holds it back from this thread and from processes that it starts, until they ignore it; the handler, from a
+    thread that another library has started and that has no mask.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    held = []
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
+    signal.signal(signal.SIGINT, lambda *signal: held.append(signal))
     try:
         yield
     finally:
         if mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            handler(*held[0])
 
 
 class Team:
@@ -400,6 +414,7 @@ class Team:
             process.join(5)
             if process.is_alive():
                 process.kill()
+                process.join()
         self.processes = []
 
 
