@@ -150,7 +150,8 @@ class Checkpoint:
             start, width = offset + 4 * columns * rows * l, 4 * columns
             for begin in range(start, start + rows * width, width):
                 yield self.data[begin:begin + width]
-            self.release()
+                if begin % 2**24 < width:  # every 16 MB
+                    self.release()
 
     def sha256(self) -> str:
         """The file's hash, in hexadecimal."""

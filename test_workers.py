@@ -224,6 +224,7 @@ def test_workers_end_with_the_run(tmp_path, kill, code):
     assert all(map(gone, workers))
 
 
+@pytest.mark.filterwarnings("ignore:.*is multi-threaded, use of fork")
 @pytest.mark.parametrize("other_thread", [False, True])
 def test_ctrl_c_while_workers_start_leaves_none_behind(files, monkeypatch, other_thread):
     start, started = multiprocessing.Process.start, []
