@@ -137,8 +137,9 @@ def quoted(text: str, column: int = 0, limit: int = 4000) -> str:
     body = re.sub("  +", lambda run: r"\u0020" * len(run[0]), json.dumps(text[:limit])[1:-1])
     lines, column = [""], min(column, 40)
     for symbol in re.findall(r"\\u....|\\.|.", body):
-        if column + len(lines[-1]) + len(symbol) > 76:  # break the line, behind a space if there is one
-            at = lines[-1].rfind(" ") + 1 or len(lines[-1])
+        if column + len(lines[-1]) + len(symbol) > 76:  # break the line, if it can be behind its last word
+            at = lines[-1].rfind(" ") + 1
+            at = at if len(lines[-1]) - at < 20 else len(lines[-1])
             lines, column = [*lines[:-1], lines[-1][:at], lines[-1][at:]], 4
         lines[-1] += symbol
     return "\n    ".join(f'"{line}"' for line in lines) + rest

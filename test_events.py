@@ -61,6 +61,19 @@ def test_an_event_stands_at_its_own_index_and_at_no_other(level, index, other):
             layout.check("line", other, event(index))
 
 
+@pytest.mark.parametrize("level", events.LEVELS)
+def test_an_operation_in_a_steps_place_is_refused_and_the_other_way_round(level):
+    layout = events.Layout({**HEADER, "level": level})
+    step = {"pos": 1, "token": 5, "next": 7, "text": "", "logits": "00" * 32}
+    for op in {"pos": 1, "op": "final_norm"}, {"pos": 1, "layer": 1, "op": "ffn_residual"}:
+        with pytest.raises(VerificationError, match="line: expected a step, got|line: expected .a.step., got"):
+            layout.check("line", layout.step(1), {**op, "sha256": "00" * 32})
+    for index in range(layout.step(0) + 1, layout.step(1)):
+        with pytest.raises(VerificationError, match=": (op|layer): expected "):
+            layout.check("line", index, step)
+    layout.check("line", layout.step(1), step)
+
+
 @pytest.mark.parametrize("fields", [
     {"p_value": 1.0000001}, {"seed": 0}, {"steps": 0}, {"steps": 9}, {"tokens": [1] * 9}, {"tokens": [50]},
     {"tokens": []}, {"tokens": [True]}, {"config": {**CONFIG, "dim": 0}}, {"config": {**CONFIG, "dim": 2**24}},

@@ -234,14 +234,23 @@ def test_ctrl_c_while_workers_start_leaves_none_behind(files, monkeypatch, other
         started.append(self)
         if len(started) == 2:
             os.kill(os.getpid(), signal.SIGINT)
+            if other_thread:
+                os.read(reader, 1)  # until that thread has taken it
 
     monkeypatch.setattr(workers.multiprocessing.Process, "start", start_and_interrupt)
-    idle = threading.Event()
-    if other_thread:  # to which the system may give the signal
+    idle, (reader, writer) = threading.Event(), os.pipe()
+    if other_thread:  # to which the system gives the signal, since this one has masked it
         threading.Thread(target=idle.wait, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        llama2.Transformer(files["grouped"], workers=4)
-    idle.set()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            llama2.Transformer(files["grouped"], workers=4)
+    finally:
+        signal.set_wakeup_fd(-1)
+        idle.set()
+        os.close(reader)
+        os.close(writer)
     assert len(started) == 3 and not any(process.is_alive() for process in started)
     for process in started:  # where the break is: never reached by Transformer.close
         process.kill()
