@@ -70,6 +70,13 @@ def utf8(argument: str) -> str:
     return argument
 
 
+def tokens(argument: str) -> list[int]:
+    """Tokens as an option gives them: 1,403,407."""
+    if not re.fullmatch("[0-9]{1,9}(,[0-9]{1,9})*", argument):
+        raise argparse.ArgumentTypeError(f"not tokens as 1,403,407: {printable(argument, 100)}")
+    return list(map(int, argument.split(",")))
+
+
 def exit_code(program: str, command: Callable[[], int]) -> int:
     """Run a command -> the exit code: its own, or, with one line on standard error, 1 for a failed verification and 2
     for bad input, or, quietly, 130 for Ctrl-C and 141 for a standard output that was closed."""

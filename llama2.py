@@ -518,8 +518,9 @@ LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama
 # Options that need another one, and those that cannot stand beside another
 NEEDS = {"trace_level": "trace", "verify_iteration": "verify", "root": "verify", "text": "verify",
          "tolerance": "compare"}
-APART = {"verify": ("trace", "logits", "compare"), "explain_text": ("verify", "trace", "logits", "compare")}
-NOT_IN_CHAT = ("trace", "verify", "logits", "compare")
+APART = {"verify": ("trace", "logits", "dump", "compare"), "input_prompt": ("tokens",),
+         "explain_text": ("verify", "trace", "logits", "dump", "compare")}
+NOT_IN_CHAT = ("trace", "verify", "logits", "dump", "compare", "tokens")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -545,8 +546,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--root", type=trace.root_argument, metavar="[SIZE:]HEX", help="the head that was published for that trace")
     add("--text", metavar="FILE", help="the text that it should have")
     add("--explain-text", metavar="FILE", help="print a trace; no model is needed")
+    add("--tokens", type=console.tokens, metavar="LIST", help="how the text begins, as tokens: 1,403,407")
     add("--logits", metavar="FILE", help="write every step's logits as an array of numpy, float32 (steps, vocabulary)")
-    add("--compare", metavar="FILE", help="compare such an array with this run's logits")
+    add("--dump", metavar="FILE", help="write every operation and the logits, as the records of compare.py")
+    add("--compare", metavar="FILE", help="compare another program's array or records with this run")
     add("--tolerance", type=float, metavar="X", help="the largest difference to allow (default: 0)")
     add("--version", action="version", version=f"llama2.py {VERSION}")
     args = parser.parse_args(argv)
@@ -614,7 +617,12 @@ class Run:
             if len(self.prompt) > context * max(map(len, self.tokenizer.vocab)):  # before much time goes into it
                 raise ValueError(f"the prompt has {len(self.prompt)} characters, too many for {self.path}'s context of "
                                  f"{context}")
-            self.tokens = self.tokenizer.encode(self.prompt)
+            self.tokens = option("tokens", "tokens", None)
+            if args.tokens is None and (self.prompt or args.input_prompt is not None or not held):
+                self.tokens = self.tokenizer.encode(self.prompt)
+                del self.options["tokens"]  # they follow from the prompt
+            console.need(f"token of {self.path}", max(self.tokens), max(self.tokens) < len(self.tokenizer.vocab),
+                         f"in the vocabulary of {len(self.tokenizer.vocab)}")
         except BaseException:
             self.transformer.close()
             raise
@@ -623,18 +631,16 @@ class Run:
         """What a trace of this run says first."""
         if self.like == "llama2-rs":
             return {"model_path": self.path, "prompt": self.prompt, "steps": self.steps}
-        checkpoint, config = self.transformer.checkpoint, vars(self.transformer.config)
+        checkpoint, config, s = self.transformer.checkpoint, vars(self.transformer.config), self.sampler
         return {"model": checkpoint.sha256(), "weights": weights_root(config, checkpoint.tree_rows()),
-                "config": config, "tokenizer": self.tokenizer.sha256,
-                "arithmetic": self.sampler.arithmetic.name, "rng": self.sampler.rng,
-                "temperature": self.sampler.temperature, "p_value": self.sampler.p_value, "seed": self.sampler.seed,
-                "steps": self.steps, "level": self.level, "prompt": self.prompt, "tokens": self.tokens}
+                "config": config, "tokenizer": self.tokenizer.sha256, "arithmetic": s.arithmetic.name, "rng": s.rng,
+                "temperature": s.temperature, "p_value": s.p_value, "seed": s.seed, "steps": self.steps,
+                "level": self.level, "prompt": self.prompt, "tokens": self.tokens}
 
-    def generate(self, log: trace.Log | None = None, logits: bool = False, draft: Sequence[int] = ()) -> Iterator[Step]:
-        """The steps of the run. log sees their operations, if its level asks for them; draft are the tokens that follow
-        the prompt, if they are known."""
-        observe = log.operation if log and log.level != "step" else None
-        logits = logits or log is not None
+    def generate(self, observers: Sequence[Callable] = (), logits: bool = True, draft: Sequence[int] = ()
+                 ) -> Iterator[Step]:
+        """The steps of the run. observers see their operations; draft are the tokens after the prompt, if known."""
+        observe = (lambda *operation: [observer(*operation) for observer in observers]) if observers else None
         model = Drafted(self.transformer, [*self.tokens, *draft][:self.steps], 0 if logits else len(self.tokens) - 1)
         return generate(model, self.tokenizer, self.sampler, self.tokens, self.steps, observe, logits)
 
@@ -655,25 +661,34 @@ def tell(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
     """Generate a text, and pass each step to all that is asked for: the printed text or a comparison, the file of
     logits, the trace -> the exit code."""
     check_length(run.tokens, run.transformer)  # generate would check it only after the files have been opened
-    outputs = {"--trace": args.trace, "--logits": args.logits}
+    outputs = {"--trace": args.trace, "--logits": args.logits, "--dump": args.dump}
     console.check_outputs(outputs, [run.path, run.tokenizer.path, args.compare])
-    vocab_size, log, sinks = run.transformer.config.vocab_size, None, [console.Text(out, run.like)]
+    config, log, sinks, observers = run.transformer.config, None, [console.Text(out, run.like)], []
     if args.compare is not None:
-        sinks = [compare.Comparison(args.compare, run.steps, vocab_size, args.tolerance or 0.0, out)]
+        numbers = compare.Numbers(args.compare, config.vocab_size, config.n_layers, config.seq_len)
+        if args.steps is not None and numbers.steps > run.steps:
+            raise ValueError(f"{args.compare}: has {numbers.steps} steps, this run {run.steps}")
+        run.steps = numbers.steps
+        sinks = [compare.Comparison(numbers, args.tolerance or 0.0, out)]
+        observers += [sinks[0].operation] if numbers.records else []
     if args.logits is not None:
-        sinks.append(compare.LogitsFile(args.logits, vocab_size))
+        sinks.append(compare.LogitsFile(args.logits, config.vocab_size))
+    if args.dump is not None:
+        sinks.append(compare.DumpFile(args.dump))
+        observers.append(sinks[-1].operation)
     with contextlib.ExitStack() as files:
         if args.trace is not None:
             Writer = trace.RustWriter if run.like == "llama2-rs" else trace.Writer
             log = files.enter_context(contextlib.closing(Writer(args.trace, run.header())))
             sinks.append(log)
+            observers += [log.operation] if log.level != "step" else []
         if not args.seed and run.sampler.temperature > 0:
             console.say(f"seed: {run.sampler.seed}")
-        if run.steps < len(run.tokens):
+        if run.steps < len(run.tokens) and args.compare is None:
             console.say(f"warning: the prompt has {len(run.tokens)} tokens, so that {run.steps} steps (-n) generate "
                         "nothing")
         begin = time.perf_counter()
-        for step in run.generate(log, logits=args.logits is not None or args.compare is not None):
+        for step in run.generate(observers, logits=len(sinks) > 1 or args.compare is not None):
             for sink in sinks:
                 sink.step(step)
         run.transformer.checkpoint.check_unchanged()
@@ -683,7 +698,7 @@ def tell(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
             console.say(f"root: {trace.head(len(log.tree), log.tree.root())}")
     rate = (step.pos + 1) / (time.perf_counter() - begin)  # of all positions; run.c leaves out the first
     console.say(f"achieved tok/s: {rate:.1f}")
-    return 1 if args.compare is not None and sinks[0].parted is not None else 0
+    return 1 if args.compare is not None and sinks[0].differs() else 0
 
 
 MAX_INPUT = 2**20  # bytes of a line in chat, or of a prompt on standard input

@@ -3,6 +3,8 @@ import hashlib
 import json
 import math
 import os
+import random
+import re
 import struct
 import subprocess
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 import compare
 import llama2
-from conftest import any_float, bits, command, failure, read_lines, rounded
+from conftest import any_float, bits, command, failure, forward_definition, read_lines, rounded
 
 
 def npy(path, rows, descr="<f4", fortran=False, shape=None, form="<{}f", version=b"\1\0"):
@@ -85,20 +87,131 @@ def test_a_difference_is_shown_where_it_is(run, tmp_path, capfdbinary):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"descr": ">f4"}, "holds '>f4', must be '<f4'"), ({"descr": "<f8"}, "holds '<f8'"),
-    ({"descr": [("a", "<f4")]}, "holds [("),
-    ({"fortran": True}, "fortran_order is True"), ({"shape": (10, 279)}, "shape is (10, 279), this run's is (10, 280)"),
-    ({"shape": (280, 10)}, "shape is (280, 10), this run's is (10, 280)"), ({"shape": (2800,)}, "shape is (2800,)"),
-    ({"shape": (1, 10, 280)}, "shape is (1, 10, 280)"),
-    ({"shape": (11, 280)}, "shape is (11, 280), this run's is (10, 280)"),
-    ({"shape": (9, 280)}, "size is 11328 bytes, must be 10208 for shape (9, 280)"),
-    ({"shape": (0, 280)}, "shape is (0, 280)"),
-    ({"shape": "x"}, "not an array"), ({"shape": (True, 280)}, "not an array"),
-    ({"shape": (10**4000, 280)}, "shape is (1000"),
-    ({"version": b"\2\0"}, "not an array of numpy's format 1.0")])
+    ({"descr": ">f4"}, "holds '>f4', must be float16, 32 or 64 in little-endian order"),
+    ({"descr": "<i4"}, "holds '<i4'"),
+    ({"descr": [("a", "<f4")]}, "holds [("), ({"fortran": True}, "fortran_order is True"),
+    ({"shape": (10, 279)}, "shape is (10, 279), must be (steps, 280), the vocabulary"),
+    ({"shape": (280, 10)}, "shape is (280, 10)"), ({"shape": (2800,)}, "shape is (2800,)"),
+    ({"shape": (2, 5, 280)}, "shape is (2, 5, 280)"), ({"shape": (9, 280)}, "size is 11328 bytes, must be 10208 for"),
+    ({"shape": (0, 280)}, "shape is (0, 280)"), ({"shape": "x"}, "not an array"),
+    ({"shape": (True, 280)}, "not an array"),
+    ({"shape": (10**4000, 280)}, "shape is (1000"), ({"version": b"\2\0"}, "not an array of numpy's format 1.0")])
 def test_arrays_of_another_kind_are_refused_with_both_named(run, tmp_path, capfdbinary, change, message):
     path = npy(tmp_path / "a.npy", run[1], **change)
     assert failure(capfdbinary, *run[0], "--compare", path).startswith(f"{path}: {message}")
+
+
+def test_more_steps_than_the_run_or_the_context_are_refused(run, tmp_path, capfdbinary):
+    path = npy(tmp_path / "a.npy", run[1] + run[1][:1])
+    assert failure(capfdbinary, *run[0], "--compare", path) == f"{path}: has 11 steps, this run 10"
+    path = npy(tmp_path / "a.npy", run[1] * 4)
+    assert failure(capfdbinary, *run[0], "--compare", path) == f"{path}: has 40 steps, more than the context of 32"
+
+
+@pytest.mark.parametrize("kind", ["<f4", "<f8", "one more dimension", "bare", "records"])
+def test_every_kind_of_file_is_read(run, tmp_path, capfdbinary, kind):
+    options, rows = run
+    options = [option for option in options if option not in ("-n", "10")]  # the file says how many
+    path = tmp_path / "theirs"
+    if kind == "bare":
+        path.write_bytes(b"".join(map(bits, rows)))
+    elif kind == "records":
+        path.write_bytes(b"".join(b"%d -1 logits 280\n" % i + bits(row) for i, row in reversed(list(enumerate(rows)))))
+    elif kind == "<f8":
+        npy(path, rows, "<f8", form="<{}d")
+    else:
+        npy(path, rows, shape=(1, 10, 280) if kind == "one more dimension" else None)
+    code, out, err = command(capfdbinary, *options, "--compare", path)
+    assert code == 0 and b"arg max agrees at 10 of 10 steps\nfirst step that differs: None" in out
+
+
+def test_half_precision_is_read_as_what_it_is(run, tmp_path, capfdbinary):
+    halves = [list(struct.unpack("<280e", struct.pack("<280e", *row))) for row in run[1]]
+    path = npy(tmp_path / "half.npy", halves, "<f2", form="<{}e")
+    code, out, err = command(capfdbinary, *run[0], "--compare", path)
+    largest = max(abs(a - b) for row, half in zip(run[1], halves, strict=True) for a, b in zip(row, half, strict=True))
+    assert code == 1 and f"largest difference: {largest:.3g} at step ".encode() in out
+    assert command(capfdbinary, *run[0], "--compare", path, "--tolerance", largest)[0] == 0
+
+
+def test_a_dump_holds_every_operation_and_compares_equal(files, tmp_path, capfdbinary):
+    args = files["grouped"], "-z", files["tokenizer"], "--tokens", "1,7,279,30", "-t", 0
+    code, out, err = command(capfdbinary, *args, "-n", 4, "--dump", tmp_path / "d")
+    assert code == 0
+    expected = b""
+    for pos, (ops, logits) in enumerate(forward_definition("exact", files["grouped"], [1, 7, 279, 30])):
+        for layer, op, data in [*ops, (None, "logits", logits)]:
+            expected += b"%d %d %s %d\n" % (pos, -1 if layer is None else layer, op.encode(), len(data) // 4) + data
+    assert (tmp_path / "d").read_bytes() == expected
+    code, out, err = command(capfdbinary, *args, "--compare", tmp_path / "d")
+    assert code == 0 and b"operations: 120 compared; first beyond the tolerance: none\n" in out
+    assert b"arg max agrees at 4 of 4 steps\n" in out
+
+
+def test_the_first_wrong_operation_is_named_whatever_the_order_of_the_records(files, tmp_path, capfdbinary):
+    args = files["grouped"], "-z", files["tokenizer"], "--tokens", "1,7", "-t", 0
+    command(capfdbinary, *args, "-n", 2, "--dump", tmp_path / "d")
+    records = re.findall(rb"(\d+ -?\d+ [a-z_]+ (\d+)\n)", (tmp_path / "d").read_bytes())
+    data, at, parts = (tmp_path / "d").read_bytes(), 0, []
+    for line, n in records:
+        parts.append((line, bytearray(data[at + len(line):at + len(line) + 4 * int(n)])))
+        at += len(line) + 4 * int(n)
+    assert at == len(data)
+    for line, values in parts:
+        if line.startswith((b"1 1 q ", b"1 1 gate ")):
+            struct.pack_into("<f", values, 4 * 11, 9.0)
+    weights = next(i for i, (line, _) in enumerate(parts) if line == b"1 0 weights 8\n")
+    line, values = parts.pop(weights)  # head by head, as run.c's att: the same line again appends
+    parts += [(b"1 0 weights 2\n", values[i:i + 8]) for i in range(0, 32, 8)]
+    random.Random(1).shuffle(parts[:-4])
+    (tmp_path / "shuffled").write_bytes(b"".join(line + values for line, values in [*parts[:-4][::-1], *parts[-4:]]))
+    code, out, err = command(capfdbinary, *args, "--compare", tmp_path / "shuffled", "--tolerance", 0.001)
+    assert code == 1 and re.search(rb"operations: 60 compared; first beyond the tolerance: position 1, layer 1, q: "
+                                   rb"element 11 of 16 is 9 there, -?[0-9.]+ here\n", out)
+    some = [(line, values) for line, values in parts if b" v " in line]  # any subset will do
+    (tmp_path / "some").write_bytes(b"".join(line + values for line, values in some))
+    code, out, err = command(capfdbinary, *args, "--compare", tmp_path / "some")
+    assert (code, out) == (0, b"operations: 4 compared; first beyond the tolerance: none\n")
+
+
+@pytest.mark.parametrize("data, message", [
+    (b"", "the file is empty"), (b"0 0 queue 1\n" + bytes(4), "no operation is called queue in layer 0, of 2"),
+    (b"0 2 q 1\n" + bytes(4), "no operation is called q in layer 2, of 2"),
+    (b"0 -1 q 1\n" + bytes(4), "no operation is called q in layer -1"),
+    (b"0 0 logits 1\n" + bytes(4), "no operation is called logits in layer 0"),
+    (b"0 0 q 0\n", "q has 0 numbers, but 0"),
+    (b"0 0 q 5\n" + bytes(16), "q has 5 numbers, but 4 are left"),
+    (b"0 0 q 1\n" + bytes(5), "not a line `POS LAYER OP N`"),
+    (b"0 0 q 1\n" + bytes(4) + b"x" * 200, "record at byte 12: not a line"),
+    (b"0 0 q 15\n" + bytes(60), "q of position 0, "
+     "layer 0 has 15 numbers, must have 16"),
+     (b"0 -1 logits 279\n" + bytes(4 * 279), "logits of position 0 has 279 numbers"),
+    (b"32 0 q 1\n" + bytes(4), "has 33 steps, more than the context of 32"),
+    (b"\0" * 1121, "size is 1121 bytes: neither")])
+def test_files_that_are_none_of_the_kinds_get_one_line(files, tmp_path, capfdbinary, data, message):
+    path = tmp_path / "theirs"
+    path.write_bytes(data)
+    got = failure(capfdbinary, files["grouped"], "-z", files["tokenizer"], "-t", 0, "--compare", path)
+    assert got.startswith(f"{path}") and message in got
+
+
+@pytest.mark.parametrize("tokens, message", [
+    ("", "argument --tokens: not tokens as 1,403,407: "), ("1,", "argument --tokens"), ("1,-2", "argument --tokens"),
+    ("1,x", "argument --tokens"), ("1,280", "token of"), ("1" + ",2" * 32, "the prompt has 33 tokens")])
+def test_tokens_that_are_none_get_one_line(model, capfdbinary, tokens, message):
+    assert failure(capfdbinary, *model, "-s", 1, "--tokens", tokens).startswith(message)
+
+
+def test_tokens_are_a_beginning_and_a_trace_of_them_verifies(model, tmp_path, capfdbinary):
+    plain = command(capfdbinary, *model, "-s", 7, "-i", "ab 😀a", "-n", 14)[1]
+    tokens = ",".join(map(str, llama2.Tokenizer(model[2], 280).encode("ab 😀a")))
+    assert command(capfdbinary, *model, "-s", 7, "--tokens", tokens, "-n", 14, "--trace", tmp_path / "t")[1] == plain
+    code, out, err = command(capfdbinary, *model, "--verify", tmp_path / "t")
+    assert code == 0 and f"  tokens: [{tokens.replace(',', ', ')}]\n".encode() in out
+    assert command(capfdbinary, *model, "--verify", tmp_path / "t", "--tokens", tokens)[0] == 0
+    message = failure(capfdbinary, *model, "--verify", tmp_path / "t", "--tokens", "1,2", code=1)
+    assert "line 1 (header): tokens: expected [1, 2], got" in message
+    failure(capfdbinary, *model, "--verify", tmp_path / "t", "-i", "ab", code=1)
 
 
 @pytest.mark.parametrize("header", [b"{'descr': '<f4', 'fortran_order': False, 'shape': 3if 1else 2}",
@@ -132,26 +245,29 @@ def test_neighbours_are_one_ulp_apart_on_either_side_of_zero(value):
         assert compare.ordered([away])[0] - compare.ordered([value])[0] == (1 if value > 0 else -1)
 
 
-def test_an_array_of_fewer_steps_than_the_run_is_refused(run, tmp_path, capfdbinary):
-    path = npy(tmp_path / "a.npy", run[1][:9])
+def test_fewer_steps_are_compared_as_far_as_they_go(run, tmp_path, capfdbinary):
+    path = npy(tmp_path / "a.npy", run[1][:4])
     code, out, err = command(capfdbinary, *run[0], "--compare", path)
-    assert code == 2 and err == f"llama2.py: error: {path}: shape is (9, 280), but this run has more steps\n"
+    assert code == 0 and b"arg max agrees at 4 of 4 steps\n" in out
 
 
-def test_an_array_of_more_steps_than_the_run_is_refused(run, tmp_path, capfdbinary, monkeypatch):
+def test_an_array_that_goes_on_where_the_run_ended_differs(run, tmp_path, capfdbinary, monkeypatch):
     path = npy(tmp_path / "a.npy", run[1])
     monkeypatch.setattr(llama2.Sampler, "sample", lambda self, logits: 1)  # BOS, as soon as the prompt is over
     code, out, err = command(capfdbinary, *run[0], "--compare", path)
-    assert code == 2 and out.count(b"\n") == 1 + 2
-    assert err == f"llama2.py: error: {path}: shape is (10, 280), but this run's is (2, 280)\n"
+    assert code == 1 and b"this run ended after 2 of the file's 10 steps\n" in out
 
 
 @given(st.binary(max_size=150))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_an_array_or_an_error(tmp_path_factory, data):
     path = str(tmp_path_factory.getbasetemp() / "any.npy")
-    for content in data, b"\x93NUMPY\1\0" + struct.pack("<H", len(data)) + data:
+    for content in b"0 0 q 1\n" + data, data, b"\x93NUMPY\1\0" + struct.pack("<H", len(data)) + data:
         with open(path, "wb") as file:
             file.write(content)
-        with pytest.raises(ValueError, match="any.npy"):
-            compare.LogitsArray(path, 4, 280)
+        try:
+            numbers = compare.Numbers(path, 280, 2, 4)
+        except ValueError as error:
+            assert "any.npy" in str(error)
+        else:  # records
+            assert numbers.records and numbers.steps <= 4

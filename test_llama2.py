@@ -309,15 +309,17 @@ def test_a_turn_that_the_context_does_not_hold_is_refused(tokenizer):
     (["--root", "00" * 32], "--root needs --verify"), (["--tolerance", "1"], "--tolerance needs --compare"),
     (["--verify", "x", "--root", "00"], "argument --root: not a root of 64 hexadecimal digits, or SIZE:ROOT: 00"),
     *[([f"--{option}", "x", "--verify", "y"], f"--{option} and --verify: one at a time")
-      for option in ("trace", "logits", "compare")],
+      for option in ("trace", "logits", "dump", "compare")],
     *[([f"--{option}", "x", "--explain-text", "y"], f"--{option} and --explain-text: one at a time")
-      for option in ("verify", "trace", "logits", "compare")],
+      for option in ("verify", "trace", "logits", "dump", "compare")],
     (["-y", "x"], "--system_prompt belongs to mode chat"),
+    (["-i", "x", "--tokens", "1"], "--tokens and --input-prompt:"),
+    (["-m", "chat", "--tokens", "1"], "--tokens belongs to mode generate, not to chat"),
     (["--compare", "x", "--tolerance", "nan"], "argument --tolerance: nan"),
     (["--compare", "x", "--tolerance", "inf"], "argument --tolerance: inf, must be 0 or more, and finite"),
     (["--trace", "x", "--like", "llama2-rs", "--trace-level", "op"], "argument --trace-level: op, but llama2-rs's"),
     *[(["-m", "chat", option, "x"], f"{option} belongs to mode generate, not to chat")
-      for option in ("--trace", "--verify", "--logits", "--compare")]])
+      for option in ("--trace", "--verify", "--logits", "--dump", "--compare")]])
 def test_bad_options_get_one_line(files, capfdbinary, args, message):
     assert failure(capfdbinary, files["grouped"], "-z", files["tokenizer"], *args).startswith(message)
 

@@ -363,8 +363,9 @@ def verify(run: Any, trace: Trace, last: int | None = None, published: str | Non
     header = run.header()
     try:
         checker = Checker(trace, header)
+        observers = [checker.operation] if checker.level != "step" else []
         with contextlib.suppress(EndOfTrace), contextlib.closing(
-                progress(run.generate(checker, draft=draft), steps)) as steps_again:
+                progress(run.generate(observers, draft=draft), steps)) as steps_again:
             for step in steps_again:
                 checker.step(step)
                 if step.pos == last:
