@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import random
+import select
 import signal
 import struct
 import subprocess
@@ -234,15 +235,14 @@ def test_ctrl_c_while_workers_start_leaves_none_behind(files, monkeypatch, other
         started.append(self)
         if len(started) == 2:
             os.kill(os.getpid(), signal.SIGINT)
-            if other_thread:
-                os.read(reader, 1)  # until that thread has taken it
+            select.select([reader], [], [], 5 if other_thread else 0.5)  # until another thread, if any, has taken it
 
     monkeypatch.setattr(workers.multiprocessing.Process, "start", start_and_interrupt)
     idle, (reader, writer) = threading.Event(), os.pipe()
     if other_thread:  # to which the system gives the signal, since this one has masked it
         threading.Thread(target=idle.wait, daemon=True).start()
-        os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer)
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
     try:
         with pytest.raises(KeyboardInterrupt):
             llama2.Transformer(files["grouped"], workers=4)
