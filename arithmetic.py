@@ -31,7 +31,7 @@ from struct import Struct, pack, unpack
 # ----------------------------------------------------------------------------
 # Rounding
 
-NATIVE = "" if sys.byteorder == "little" else "<"  # for struct: little endian; the machine's own order is read faster
+BYTE_ORDER = "" if sys.byteorder == "little" else "<"  # for struct: little endian; its native form is read faster
 
 
 def R(values: Sequence[float]) -> tuple[float, ...]:

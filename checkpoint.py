@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from math import isfinite
 from struct import iter_unpack, unpack_from
 
-from arithmetic import NATIVE
+from arithmetic import BYTE_ORDER
 
 
 @dataclass
@@ -129,7 +129,7 @@ class Checkpoint:
         start = offset + 4 * columns * (layer * rows + first)
         stop = offset + 4 * columns * (layer * rows + (rows if last is None else last))
         with memoryview(self.data)[start:stop] as window:
-            result = list(iter_unpack(f"{NATIVE}{columns}f", window))
+            result = list(iter_unpack(f"{BYTE_ORDER}{columns}f", window))
         if check and not all(map(isfinite, map(sum, result))):  # finite binary32 numbers never overflow a binary64 sum
             raise ValueError(f"{self.path}: {name} of layer {layer} holds a weight that is not finite")
         return result

@@ -23,7 +23,7 @@ from operator import sub
 from struct import iter_unpack, pack, unpack
 from typing import Any, BinaryIO
 
-from arithmetic import NATIVE
+from arithmetic import BYTE_ORDER
 from console import printable, write_whole
 from events import OPERATIONS
 
@@ -74,7 +74,7 @@ class DumpFile:
 
 def little_endian(values: array) -> bytes:
     """The bytes of an array("f")."""
-    if NATIVE:
+    if BYTE_ORDER:
         values = array("f", values)
         values.byteswap()
     return values.tobytes()

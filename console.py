@@ -43,7 +43,8 @@ def need_integer(name: str, value: Any, low: int, high: int) -> None:
 class Parser(argparse.ArgumentParser):
     """Raises ValueError where argparse would print its usage and exit."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> None:
+        """Bad usage."""
         raise ValueError(message)
 
     def check(self, args: argparse.Namespace, needs: dict[str, str], apart: dict[str, tuple[str, ...]]) -> None:

@@ -561,7 +561,7 @@ def test_a_log_can_be_read_while_it_grows(model, tmp_path):
     log = trace.read(tmp_path / "t")
     for head in heads:
         (tmp_path / "p").write_bytes(trace.prove_growth(log, int(head.split(":")[0])))
-        trace.check_growth(tmp_path / "p", log.head(), head)
+        trace.verify_growth(tmp_path / "p", log.head(), head)
     writer.close()
 
 
@@ -613,7 +613,7 @@ def test_every_proof_checks_and_needs_neither_trace_nor_model(traces, tmp_path, 
             first, last = int(steps.split("-")[0]), int(steps.split("-")[-1])
             assert (code, err) == (0, "") and b'  prompt: "ab \\ud83d\\ude00a"\n' in out
             assert re.findall(rb"  pos: (\d+)\n", out) == [b"%d" % pos for pos in range(first, last + 1)]
-            assert trace.check(tmp_path / "proof", log.head()) == (
+            assert trace.verify_proof(tmp_path / "proof", log.head()) == (
                 log.header, [log.event(log.steps[pos]) for pos in range(first, last + 1)])
 
 
@@ -637,18 +637,25 @@ def test_a_log_that_grows_proves_it_and_any_other_does_not(tmp_path_factory, tra
     proof = bytearray(trace.prove_growth(log, size))
     with open(path, "wb") as file:
         file.write(proof)
-    trace.check_growth(path, log.head(), earlier)
+    trace.verify_growth(path, log.head(), earlier)
     other = data.draw(st.integers(1, len(log)).filter(lambda n: n != size))
     for wrong in [(log.head(), trace.head(other, log.tree.root(other))), (earlier, log.head()) if size < len(log) else (
             log.head(), trace.head(other, log.tree.root(size)))]:
         with pytest.raises(trace.VerificationError):
-            trace.check_growth(path, *wrong)
+            trace.verify_growth(path, *wrong)
     bit = data.draw(st.integers(0, 8 * len(proof) - 1))
     proof[bit // 8] ^= 1 << bit % 8
     with open(path, "wb") as file:
         file.write(proof)
     with pytest.raises((ValueError, trace.VerificationError)):
-        trace.check_growth(path, log.head(), earlier)
+        trace.verify_growth(path, log.head(), earlier)
+
+
+def test_a_proof_that_is_too_large_is_refused(tmp_path, capfdbinary):
+    with open(tmp_path / "proof", "wb") as file:
+        file.truncate(2**24 + 1)
+    message = failure(capfdbinary, "check", tmp_path / "proof", "--root", "3:" + "00" * 32, program=trace)
+    assert message == f"{tmp_path / 'proof'}: is larger than 16777216 bytes"
 
 
 def test_growth_on_the_command_line(traces, tmp_path, capfdbinary):
@@ -709,7 +716,7 @@ def test_under_one_head_one_step_at_most_passes_for_a_position(tmp_path_factory,
                     file.write(trace.encode({"format": "llama2.py proof 2", "size": size, "root": mth(leaves).hex(),
                                              "events": event}))
                 try:
-                    header, (step,) = trace.check(path, head)
+                    header, (step,) = trace.verify_proof(path, head)
                 except (ValueError, trace.VerificationError):
                     continue
                 assert passed.setdefault(step["pos"], (header, step)) == (header, step)
@@ -739,7 +746,7 @@ def test_lines_that_cannot_stand_in_one_log_prove_nothing(tmp_path, lines, size,
         "events": [{"index": i, "line": lines[i].decode(), "path": [h.hex() for h in tree.inclusion_proof(i)]}
                    for i in (0, index)]}))
     with pytest.raises((ValueError, trace.VerificationError)):
-        trace.check(tmp_path / "proof", trace.head(size, tree.root()))
+        trace.verify_proof(tmp_path / "proof", trace.head(size, tree.root()))
 
 
 def test_trees_of_two_sizes_under_one_root_are_told_apart(tmp_path):
@@ -884,9 +891,9 @@ def test_a_proof_proves_its_header_and_step_and_with_any_bit_flipped_nothing(tmp
             file.write(proof)
         if flip:
             with pytest.raises((ValueError, trace.VerificationError)):
-                trace.check(path, log.head())
+                trace.verify_proof(path, log.head())
         else:
-            assert trace.check(path, log.head()) == (log.header, [log.event(log.steps[pos])])
+            assert trace.verify_proof(path, log.head()) == (log.header, [log.event(log.steps[pos])])
 
 
 def test_a_header_elsewhere_than_in_the_first_line_proves_nothing(traces, tmp_path, capfdbinary):

@@ -65,6 +65,7 @@ from events import (FORMAT, HEADER_FIELDS, HEX, LEVELS, Layout, encode, fits, ha
                     read_line)
 
 PROOF_FORMAT, GROWTH_FORMAT = "llama2.py proof 2", "llama2.py growth 2"
+MAX_PROOF = 2**24  # bytes: of some 7,000 steps
 
 
 def head(size: int, root: bytes) -> str:
@@ -489,7 +490,7 @@ def prove_growth(trace: Trace, size: int) -> bytes:
 
 def parse_proof(path: str) -> dict:
     """A file -> the proof that it holds, of a format and types that are known. Raises ValueError if it holds none."""
-    line = read_file(path).removesuffix(b"\n")
+    line = read_file(path, MAX_PROOF).removesuffix(b"\n")
     hashes = {"size": int, "root": HEX, "size1": int, "root1": HEX, "size2": int, "root2": HEX}
     try:
         proof = json.loads(line)
@@ -515,7 +516,7 @@ def parse_proof(path: str) -> dict:
     return proof
 
 
-def check(path: str, published: str) -> tuple[dict, list[dict]]:
+def verify_proof(path: str, published: str) -> tuple[dict, list[dict]]:
     """Check a proof file against the head that was published -> the header and the steps that are thereby proved.
 
     Raises ValueError for what is not a proof, VerificationError for one that does not lead from its lines to the root,
@@ -559,7 +560,7 @@ def check(path: str, published: str) -> tuple[dict, list[dict]]:
     return header, steps
 
 
-def check_growth(path: str, published: str, earlier: str) -> None:
+def verify_growth(path: str, published: str, earlier: str) -> None:
     """Check a proof file that the log with the earlier head is the beginning of the one with the published head."""
     proof = parse_proof(path)
     if "events" in proof:
@@ -761,11 +762,11 @@ def run(argv: Sequence[str] | None, out: TextIO) -> int:
 def run_check(args: argparse.Namespace, out: TextIO) -> int:
     """Check a proof, and print what it proves."""
     if args.earlier is not None:
-        check_growth(args.proof, args.root, args.earlier)
+        verify_growth(args.proof, args.root, args.earlier)
         out.write(f"proved: the log with the head\n  {args.root}\nbegins with the one that had the head\n"
                   f"  {args.earlier}\n")
         return 0
-    header, steps = check(args.proof, args.root)
+    header, steps = verify_proof(args.proof, args.root)
     out.write("proved to be in the log with this root:\n")
     show_fields(header, out)
     for step in steps:

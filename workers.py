@@ -20,7 +20,7 @@ import signal
 import threading
 import types
 from array import array
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -101,7 +101,7 @@ class MappedBlock:
         self.read, self.arithmetic, self.first, self.last = read, arithmetic, first, last
         self.squares, self.checked = None, False  # of the rows; have all weights been seen to be finite?
 
-    def matrix(self):
+    def matrix(self) -> Any:
         """The rows as arithmetic.Matrix."""
         rows = self.read(self.first, self.last, check=not self.checked)
         matrix = self.arithmetic.Matrix(rows, self.squares)
@@ -211,13 +211,13 @@ class Shard:
 
 
 @types.coroutine
-def matvec(matrix: Rows, x: Sequence[float]):
+def matvec(matrix: Rows, x: Sequence[float]) -> Generator:
     """matrix (rows, columns), x (columns) -> (rows): the product, of this process's rows."""
     return (yield matrix, x)
 
 
 @types.coroutine
-def gather(part: Sequence[float]):
+def gather(part: Sequence[float]) -> Generator:
     """part (n of this process) -> (n of all processes): the parts in the order of the processes, joined."""
     return (yield None, part)
 
@@ -442,7 +442,7 @@ class Drafted:
         self.config, self.checkpoint = transformer.config, transformer.checkpoint
         self.ahead = {}  # position -> its token, events and logits, computed and not yet asked for
 
-    def forward(self, token: int, pos: int, observe: Callable | None = None, logits: bool = True):
+    def forward(self, token: int, pos: int, observe: Callable | None = None, logits: bool = True) -> array | None:
         """As Transformer.forward. Raises ValueError if the token is not the drafted one."""
         if pos not in self.ahead:
             tokens = self.draft[pos:pos + CHUNK] or [token]
