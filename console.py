@@ -127,11 +127,11 @@ def escaped(text: str) -> str:
 
 def printable(value: Any, limit: int | None = None) -> str:
     """A value from a file on one line of ASCII that no terminal can mistake: a plain word as it is, anything else as
-    JSON, cut off at the limit. In a string of more than 24 characters spaces are escaped, so that a part of it cannot
-    pass for a line of ours where the terminal breaks it."""
+    JSON, cut off at the limit. In a string of more than 24 characters spaces are escaped, and runs of spaces in any, so
+    that no part of it can pass for a line of ours where the terminal breaks it: those are longer, or indented."""
     if isinstance(value, str):
         text = value if re.fullmatch(r"[\w.:*+-]{1,80}", value, re.ASCII) else json.dumps(value)
-        if len(text) > 24:
+        if len(text) > 24 or "  " in text:
             text = text.replace(" ", r"\u0020")
     else:
         text = repr(value) if type(value) is float else json.dumps(value, default=repr)

@@ -140,7 +140,8 @@ def test_a_file_that_grows_is_read_as_far_as_it_went(tmp_path, monkeypatch):
 
 
 VERDICTS = ["verified: 14 steps computed again and found equal", "root: 15:" + "ab" * 32 + ", as published",
-            "  seed: 42", "claimed by the caller:", "proved to be in the log with this root:",
+            "  seed: 42", "these options were claimed by the caller:", "the text of these steps:",
+            "proved to be in the log with this root:",
             "the two traces are equal", "llama2.py: error: out of memory"]
 
 
@@ -161,7 +162,7 @@ def test_no_string_can_pass_for_a_line_of_ours(text, verdict, padding, filler):
     for before in range(0, 80, 7):
         line = "." * before + message
         rows += [line[i:i + 80] for i in range(0, len(line), 80)]
-    assert not any(row.strip().startswith(verdict) for row in rows)
+    assert not any(row.startswith(verdict) for row in rows)
 
 
 @given(st.text(st.sampled_from("a \n"), max_size=30))

@@ -115,13 +115,13 @@ def test_a_verdict_says_what_was_claimed_and_what_was_chosen(traces, model, tmp_
     code, out, err = command(capfdbinary, *model, "--verify", traces["step"], "-s", 7, "-t", "1.0")
     assert (code, err) == (0, "")
     assert out.decode().splitlines()[1:-1] == [
-        "claimed by the caller:", "  temperature: 1.0", "  seed: 7",
-        "chosen by the log's author:", "  arithmetic: exact", "  rng: xorshift64*", "  p_value: 0.9",
+        "these options were claimed by the caller:", "  temperature: 1.0", "  seed: 7",
+        "these options were chosen by the log's author:", "  arithmetic: exact", "  rng: xorshift64*", "  p_value: 0.9",
         "  steps: 14", "  level: step", '  prompt: "ab \\ud83d\\ude00a"',
-        "text:", "    " + console.quoted(trace.text_of(trace.read(traces["step"])))]
+        "the text of these steps:", "    " + console.quoted(trace.text_of(trace.read(traces["step"])))]
     code, out, err = command(capfdbinary, *model, "--verify", traces["rust"], *OPTIONS)
-    assert "claimed by the caller:\n  seed: 7\n" in out.decode()
-    assert "not given, and taken as they are by default:\n  arithmetic: c\n" in out.decode()
+    assert "these options were claimed by the caller:\n  seed: 7\n" in out.decode()
+    assert "these were not given, and taken as they are by default:\n  arithmetic: c\n" in out.decode()
 
 
 def test_the_text_can_be_claimed(traces, model, tmp_path, capfdbinary):

@@ -395,12 +395,13 @@ def show_verdict(verdict: Verdict, trace: Trace, last: int | None, out: TextIO) 
         out.write(f"step {last} is leaf {trace.step(last) - trace.rust} of {len(trace.tree)} under the root\n")
     if not trace.root:
         out.write("the trace is incomplete: its run was cut short, and it is verified as far as it goes\n")
-    by_others = "not given, and taken as they are by default:" if trace.rust else "chosen by the log's author:"
-    for title, options in ("claimed by the caller:", verdict.claimed), (by_others, verdict.chosen):
+    by_others = "these were not given, and taken as they are by default:" if trace.rust else (
+        "these options were chosen by the log's author:")
+    for title, options in ("these options were claimed by the caller:", verdict.claimed), (by_others, verdict.chosen):
         if options:
             out.write(f"{title}\n")
             show_fields(options, out)
-    out.write(f"text:\n    {quoted(verdict.text, 4)}\n")
+    out.write(f"the text of these steps:\n    {quoted(verdict.text, 4)}\n")
     basis = "as published" if verdict.published else (
         "only recomputed from the file itself; compare it with the one that was published")
     out.write(f"root: {verdict.head}, {basis}\n")
@@ -547,16 +548,15 @@ def verify_proof(path: str, published: str) -> tuple[dict, list[dict]]:
             raise ValueError(f"{path}: not a proof: event {i} is not a step")
         layout.check(where, index, step)
         if i > 1:
-            for name, value in ("index", proof["events"][i - 1]["index"] + layout.lines), ("token",
-                                                                                           steps[i - 2]["next"]):
-                got = index if name == "index" else step["token"]
-                if got != value:
-                    raise VerificationError(where, name, value, got)
+            due = {"index": proof["events"][i - 1]["index"] + layout.lines, "token": steps[i - 2]["next"]}
+            for name, got in ("index", index), ("token", step["token"]):
+                if got != due[name]:
+                    raise VerificationError(where, name, due[name], got)
         if step["next"] == 1 and size != index + 1:  # BOS ends the run
             raise VerificationError(where, "size", index + 1, size)
-    if size > layout.step(header["steps"] - 1) + 1:
-        raise VerificationError(path, "size",
-                                f"at most {layout.step(header['steps'] - 1) + 1}, for the header's steps", size)
+    largest = layout.step(header["steps"] - 1) + 1
+    if size > largest:
+        raise VerificationError(path, "size", f"at most {largest}, for the steps of the header", size)
     return header, steps
 
 
