@@ -125,6 +125,14 @@ def test_temporary_files_are_opened_exclusively(tmp_path, monkeypatch):
     assert os.path.islink(tmp_path / "out.f00d.tmp")
 
 
+def test_a_file_that_cannot_be_written_whole_is_not_there(tmp_path, monkeypatch):
+    (tmp_path / "out").write_bytes(b"before")
+    monkeypatch.setattr(console.os, "replace", lambda *_: os.stat("/nowhere"))
+    with pytest.raises(OSError, match="out: No such file or directory"):
+        console.write_whole(tmp_path / "out", b"data")
+    assert os.listdir(tmp_path) == ["out"] and (tmp_path / "out").read_bytes() == b"before"
+
+
 def test_a_file_that_grows_is_read_as_far_as_it_went(tmp_path, monkeypatch):
     (tmp_path / "log").write_bytes(b"x" * 1000)
     fstat = os.fstat

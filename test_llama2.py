@@ -255,15 +255,16 @@ def converse(script, lines, steps=64, tokenizer=None, **more):
         return lines.pop(0)
 
     model = Scripted(script)
+    ended = None
     with contextlib.suppress(EOFError):
-        llama2.chat(model, tokenizer, llama2.Sampler(0.0), steps, read, out.append, **more)
-    return b"".join(out), questions, [token for call in model.calls for token in call[0]]
+        ended = llama2.chat(model, tokenizer, llama2.Sampler(0.0), steps, read, out.append, **more)
+    return b"".join(out), questions, [token for call in model.calls for token in call[0]], ended
 
 
 def test_chat_takes_turns_as_run_c_does(tokenizer):
     turns = [tokenizer.encode("[INST] <<SYS>>\nbe\n<</SYS>>\n\na [/INST]"), tokenizer.encode("[INST] b [/INST]")]
     script = [9, 2] + [9] * (len(turns[0]) - 3) + [260, 261, 2, 261] + [9] * (len(turns[1]) - 1) + [265, 2, 260]
-    out, questions, tokens = converse(script, ["be", "a", "b"], 250, tokenizer)
+    out, questions, tokens, _ = converse(script, ["be", "a", "b"], 250, tokenizer)
     assert questions == ["Enter system prompt (optional): ", "User: ", "User: ", "User: "]
     # run.c prints what the model says after its EOS, too, and a new line for an EOS where it reads a turn
     assert out == b"Assistant: \nab\nbAssistant: aba\na"
@@ -271,10 +272,18 @@ def test_chat_takes_turns_as_run_c_does(tokenizer):
 
 
 def test_chat_without_a_system_prompt_has_no_system_block(tokenizer):
-    out, questions, tokens = converse([260] * 64, [], 30, tokenizer, user="a", system="")
+    out, questions, tokens, ended = converse([260] * 64, [], 30, tokenizer, user="a", system="")
+    assert ended == 0
     turn = tokenizer.encode("[INST] a [/INST]")
     assert questions == [] and tokens[:len(turn)] == turn
     assert out.startswith(b"Assistant: a") and out.endswith(b"\n")
+
+
+def test_turns_that_the_model_ends_are_counted(tokenizer):
+    turn = len(tokenizer.encode("[INST] a [/INST]"))
+    script = [2] * (turn - 1) + [260, 2, 9] + [2] * (turn - 1) + [2, 9]  # what it says within a prompt does not count
+    for steps, expected in (turn, 0), (turn + 1, 1), (turn + 2, 1), (2 * turn + 2, 2):
+        assert converse(script, ["a"] * 3, steps, tokenizer, system="")[3] == expected
 
 
 def test_a_turn_that_the_context_does_not_hold_is_refused(tokenizer):

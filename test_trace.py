@@ -749,6 +749,47 @@ def test_lines_that_cannot_stand_in_one_log_prove_nothing(tmp_path, lines, size,
         trace.verify_proof(tmp_path / "proof", trace.head(size, tree.root()))
 
 
+def forged_steps(level="step"):
+    """A log of three steps, each with its next token as the following one's input, but for the third."""
+    header = {**HEADER, "level": level, "tokens": [1]}
+    steps = [{"pos": pos, "token": token, "next": next_token, "text": "", "logits": "00" * 32}
+             for pos, token, next_token in ((0, 1, 5), (1, 5, 7), (2, 9, 9))]
+    ops = [[{"pos": pos, "layer": l, "op": "ffn_residual", "sha256": "00" * 32} for l in (0, 1)] for pos in range(3)]
+    lines = [header]
+    for operations, step in zip(ops, steps, strict=True):
+        lines += [*operations, step] if level == "layer" else [step]
+    return [trace.encode(line) for line in lines]
+
+
+@pytest.mark.parametrize("level", ["step", "layer"])
+def test_a_token_is_the_next_of_the_step_before(tmp_path, level):
+    path = forge(tmp_path / "t", forged_steps(level))
+    with pytest.raises(trace.VerificationError, match="token: expected 7, got 9"):
+        trace.read(path)
+
+
+@pytest.mark.parametrize("level, per_step", [("step", 1), ("layer", 3)])
+def test_the_steps_of_one_proof_follow_each_other(tmp_path, level, per_step):
+    lines, tree = forged_steps(level), merkle.MerkleTree()
+    for line in lines:
+        tree.append(merkle.leaf_hash(line))
+    head = trace.head(len(lines), tree.root())
+
+    def prove(*steps):
+        indices = [0, *((pos + 1) * per_step for pos in steps)]
+        (tmp_path / "proof").write_bytes(trace.encode({
+            "format": "llama2.py proof 2", "size": len(lines), "root": tree.root().hex(), "events": [
+                {"index": i, "line": lines[i].decode(), "path": [h.hex() for h in tree.inclusion_proof(i)]}
+                for i in indices]}))
+        return trace.verify_proof(tmp_path / "proof", head)[1]
+
+    assert [step["pos"] for step in prove(0, 1)] == [0, 1] and [step["pos"] for step in prove(2)] == [2]
+    for steps, field in ((0, 2), "index"), ((1, 0), "index"), ((1, 1), "index"), ((1, 2), "token"), ((0, 1, 2),
+                                                                                                     "token"):
+        with pytest.raises(trace.VerificationError, match=f": {field}: expected"):
+            prove(*steps)
+
+
 def test_trees_of_two_sizes_under_one_root_are_told_apart(tmp_path):
     """Leaf 5 of 6 and of 7 leaves can have the same path to the same root, if somebody builds the trees so."""
     leaves = [merkle.leaf_hash(b"%d" % i) for i in range(4)]

@@ -97,6 +97,13 @@ def test_the_classifier_is_skipped_where_the_prompt_says_what_follows(tokenizer)
         assert [len(tokens) for tokens, _, _ in model.calls] == [16, 5, 1, 1, 1]
 
 
+def test_logits_that_nobody_wants_are_not_computed(files, monkeypatch):
+    with llama2.Transformer(files["grouped"]) as transformer:
+        monkeypatch.setattr(transformer.shard.classifier, "times", None)
+        assert transformer.forward(1, 0, logits=False) is None
+        assert transformer.forward_chunk([7, 30], 1, skip=2) == []
+
+
 @pytest.mark.parametrize("arithmetic", ["exact", "c"])
 def test_weights_read_from_the_map_give_the_same_operations(files, monkeypatch, arithmetic):
     tokens = [1, 7, 279, 30, 5, 6]
@@ -238,6 +245,7 @@ def test_ctrl_c_while_workers_start_leaves_none_behind(files, monkeypatch, other
             select.select([reader], [], [], 5 if other_thread else 0.5)  # until another thread, if any, has taken it
 
     monkeypatch.setattr(workers.multiprocessing.Process, "start", start_and_interrupt)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, shells have it ignored
     idle, (reader, writer) = threading.Event(), os.pipe()
     if other_thread:  # to which the system gives the signal, since this one has masked it
         threading.Thread(target=idle.wait, daemon=True).start()
@@ -248,6 +256,7 @@ def test_ctrl_c_while_workers_start_leaves_none_behind(files, monkeypatch, other
             llama2.Transformer(files["grouped"], workers=4)
     finally:
         signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, handler)
         idle.set()
         os.close(reader)
         os.close(writer)

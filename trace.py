@@ -324,7 +324,7 @@ def read(path: str) -> Trace:
             if event[name] != value:
                 raise VerificationError(where, name, value, event[name])
         done, goal = len(trace.steps), trace.header["steps"]
-        if len(lines) != done * layout.lines + 1 or done != goal and token != 1:  # BOS ends a run early
+        if done != goal and token != 1:  # BOS ends a run early
             raise VerificationError(f"{path}, line 1 (header)", "steps", done, goal)
     return trace
 
