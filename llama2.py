@@ -189,8 +189,8 @@ class Transformer:
     """A model: Transformer(path, arithmetic="exact", workers=1). Close it, or use it in a `with` statement.
 
     workers is the number of processes, this one included; any number gives the same bits. The weights are unpacked into
-    Python floats, 40 bytes each (4 in the dialect `c`), if three quarters of the free memory hold them; if not, they
-    are read from the mapped file at every step: the same bits, up to three times as slowly, in little memory.
+    Python floats, 40 bytes each (from 4 on in the dialect `c`), if three quarters of the free memory hold them; if not,
+    they are read from the mapped file at every step: the same bits, up to three times as slowly, in little memory.
     Raises ValueError or OSError for a file that is not a checkpoint, and ChildProcessError if a worker dies.
     """
 
