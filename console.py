@@ -15,6 +15,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
+if sys.version_info < (3, 10):
+    print(f"{os.path.basename(sys.argv[0])}: error: Python 3.10 or newer is needed, this is {sys.version.split()[0]}",
+          file=sys.stderr)
+    sys.exit(2)
+
 
 class VerificationError(Exception):
     """What was checked is not as claimed: says where, which field, what was expected and what was found."""

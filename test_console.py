@@ -115,6 +115,15 @@ def test_ctrl_c_while_modules_load_is_quiet(program, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
+def test_an_older_python_is_told_so(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.version_info = (3, 9, 1); sys.version = '3.9.1 (main)'")
+    for program in "llama2.py", "trace.py":
+        done = subprocess.run([sys.executable, os.path.join(HERE, program)], capture_output=True,
+                              env={**os.environ, "PYTHONPATH": str(tmp_path)})
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert done.stderr == f"{program}: error: Python 3.10 or newer is needed, this is 3.9.1\n".encode()
+
+
 def test_temporary_files_are_opened_exclusively(tmp_path, monkeypatch):
     monkeypatch.setattr(console.secrets, "token_hex", lambda n: "f00d")
     (tmp_path / "victim").write_bytes(b"precious")

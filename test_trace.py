@@ -590,13 +590,14 @@ def test_show_step_can_be_followed_with_sha256(traces, capfdbinary):
         for pos in 0, 5, 13:
             code, out, _ = command(capfdbinary, "show", traces[kind], "--step", pos, program=trace)
             rows = out.decode().splitlines()
-            assert code == 0 and rows[0].encode() in lines and json.loads(rows[0])["pos"] == pos
-            current = hashlib.sha256(b"\0" + rows[0].encode()).hexdigest()
-            for row in rows[3:]:
+            line = lines[int(re.fullmatch(r"line (\d+) of the file:", rows[0])[1]) - 1]
+            assert code == 0 and json.loads(line)["pos"] == pos and rows[1] == f"  pos: {pos}"
+            current = hashlib.sha256(b"\0" + line).hexdigest()
+            for row in rows[6:]:
                 if match := re.match(r"  \| (left|right) +child, beside ([0-9a-f]{64})$", row):
                     pair = [current, match[2]] if match[1] == "left" else [match[2], current]
                     current = hashlib.sha256(b"\x01" + bytes.fromhex("".join(pair))).hexdigest()
-                elif row.endswith("right)") or row.endswith("above)"):
+                elif row.endswith("right)") or row.endswith("line)"):
                     assert row.split(" = ")[0] == current
             assert current == trace.read(traces[kind]).root
 

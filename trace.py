@@ -454,7 +454,9 @@ def show_step(trace: Trace, pos: int, out: TextIO) -> None:
     index, size = trace.step(pos), len(trace.tree)
     line = trace.lines[index]
     computed = merkle.leaf_hash(line)
-    out.write(f"{line.decode()}\n\nleaf {index} of {size}\n{computed.hex()} = SHA256(00, the line above)\n")
+    out.write(f"line {index + 1} of the file:\n")
+    show_fields(trace.event(index), out)
+    out.write(f"leaf {index} of {size}\n{computed.hex()} = SHA256(00, that line)\n")
     for left, sibling in zip(merkle.sides(index, size - 1), trace.tree.inclusion_proof(index), strict=True):
         computed = merkle.node_hash(sibling, computed) if left else merkle.node_hash(computed, sibling)
         mine = "right" if left else "left"
