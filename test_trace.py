@@ -528,6 +528,20 @@ def test_a_trace_that_another_run_writes_is_not_touched(model, tmp_path, capfdbi
     assert len(trace.read(tmp_path / "t")) == 15
 
 
+def test_traces_go_into_devices(model, capfdbinary):
+    assert command(capfdbinary, *model, *OPTIONS, "--trace", "/dev/null")[0] == 0
+    message = failure(capfdbinary, *model, *OPTIONS, "--trace", "/dev/full")
+    assert message == "/dev/full: No space left on device"
+
+
+def test_lone_surrogates_in_a_text_are_no_matter(traces, tmp_path, capfdbinary):
+    lines = read_lines(traces["step"])[:-1]
+    path = forge(tmp_path / "t", [*lines[:5], edit(lines[5], text="\ud800x"), *lines[6:]])
+    for args in ["show", path], ["text", path], ["show", path, "--step", 4], ["prove", path, 4]:
+        code, out, err = command(capfdbinary, *args, program=trace)
+        assert (code, err) == (0, "") and out
+
+
 def test_a_longer_trace_is_replaced_as_a_whole(traces, model, tmp_path, capfdbinary):
     (tmp_path / "t").write_bytes(read_bytes(traces["op"]))
     assert command(capfdbinary, *model, *OPTIONS, "--trace", tmp_path / "t")[0] == 0

@@ -110,6 +110,7 @@ class Writer(Log):
     def __init__(self, path: str, header: dict):
         self.path, self.tree, self.written = path, merkle.MerkleTree(), 0
         self.file = open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb", buffering=0)
+        self.is_file = os.path.isfile(path)  # not a device or a pipe
         try:
             self._claim()
             super().__init__(header)
@@ -126,7 +127,7 @@ class Writer(Log):
                 raise ValueError(f"{self.path}: another run is writing this trace") from None
             except OSError:
                 pass  # a file system without locks
-        if self.file.seekable():
+        if self.is_file:
             self.file.truncate()
 
     def put(self, event: dict) -> None:
@@ -141,7 +142,7 @@ class Writer(Log):
             if self.file.write(line) != len(line):
                 raise OSError
         except OSError as error:
-            if self.file.seekable():
+            if self.is_file:
                 self.file.truncate(self.written)  # a part of a line would not be a log
             raise OSError(f"{self.path}: {error.strerror or 'the disk is full'}") from None
         self.written += len(line)
@@ -471,7 +472,7 @@ def text_of(trace: Trace, like: str | None = None, steps: int | None = None) -> 
     for index in trace.steps[:steps]:
         event = trace.event(index)
         if event["next"] != 1 or trace.rust:
-            piece = event["text"].encode("utf-8", "surrogateescape")
+            piece = event["text"].encode(errors="replace")
             write(re.sub(rb"\\x([89a-f][0-9a-f])", lambda byte: bytes.fromhex(byte[1].decode()), piece))
     return out.getvalue().decode(errors="replace")
 
