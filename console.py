@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -232,7 +231,7 @@ def write_whole(path: str, data: bytes) -> None:
             with open(target, "wb") as file:
                 file.write(data)
             return
-        beside = f"{target}.{secrets.token_hex(4)}.tmp"
+        beside = f"{target}.{os.urandom(4).hex()}.tmp"
         with open(beside, "xb") as file:  # x: never through a link that somebody has laid there
             try:
                 file.write(data)

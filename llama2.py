@@ -41,14 +41,13 @@ import re
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import chain
 from math import inf, isfinite, sqrt
 from operator import add, mul, sub
 from struct import unpack_from
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import trace  # also the name of a module of the standard library: is this ours?
 
@@ -781,9 +780,9 @@ def verify(trace_path: str, checkpoint: str | None = None, tokenizer: str | None
     return verify_by(parse(given + ([] if checkpoint is None else ["--", checkpoint])))[1]
 
 
-def verify_many(jobs: Iterable[Sequence], executor: Executor) -> Iterator[trace.Verdict | Exception]:
-    """verify(*job) for each job, by any executor (processes, Dask, Ray, MPI) -> the verdicts, in the jobs' order; what
-    verify raised stands in the place of a verdict."""
+def verify_many(jobs: Iterable[Sequence], executor: Any) -> Iterator[trace.Verdict | Exception]:
+    """verify(*job) for each job, by any concurrent.futures.Executor (processes, Dask, Ray, MPI) -> the verdicts, in the
+    jobs' order; what verify raised stands in the place of a verdict."""
     for future in [executor.submit(verify, *job) for job in jobs]:
         try:
             yield future.result()

@@ -125,7 +125,7 @@ def test_an_older_python_is_told_so(tmp_path):
 
 
 def test_temporary_files_are_opened_exclusively(tmp_path, monkeypatch):
-    monkeypatch.setattr(console.secrets, "token_hex", lambda n: "f00d")
+    monkeypatch.setattr(console.os, "urandom", lambda n: b"\xf0\x0d")
     (tmp_path / "victim").write_bytes(b"precious")
     os.symlink(tmp_path / "victim", tmp_path / "out.f00d.tmp")  # somebody has guessed the name
     with pytest.raises(OSError, match="out: File exists"):
