@@ -247,8 +247,9 @@ def test_ctrl_c_while_workers_start_leaves_none_behind(files, monkeypatch, other
     monkeypatch.setattr(workers.multiprocessing.Process, "start", start_and_interrupt)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, shells have it ignored
     idle, (reader, writer) = threading.Event(), os.pipe()
+    thread = threading.Thread(target=idle.wait)
     if other_thread:  # to which the system gives the signal, since this one has masked it
-        threading.Thread(target=idle.wait, daemon=True).start()
+        thread.start()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
     try:
@@ -258,6 +259,8 @@ def test_ctrl_c_while_workers_start_leaves_none_behind(files, monkeypatch, other
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, handler)
         idle.set()
+        if other_thread:
+            thread.join()
         os.close(reader)
         os.close(writer)
     assert len(started) == 3 and not any(process.is_alive() for process in started)
