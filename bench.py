@@ -146,7 +146,7 @@ def measure_workers(path, arithmetic, positions):
 def measure_worker(path, arithmetic, positions, workers):
     with llama2.Transformer(path, arithmetic, int(workers)) as model:
         trips = size = 0
-        send, receive = model.team._send, model.team._receive
+        send, receive = model.team._send, model.team.answers
 
         def counted_send(message):
             nonlocal size
@@ -160,9 +160,9 @@ def measure_worker(path, arithmetic, positions, workers):
             size += sum(len(pickle.dumps(answer)) for answer in answers)
             return answers
 
-        model.team._send, model.team._receive = counted_send, counted_receive
+        model.team._send, model.team.answers = counted_send, counted_receive
         model.forward(1, 0)
-        model.team._send, model.team._receive = send, receive
+        model.team._send, model.team.answers = send, receive
         print("ready", flush=True)
         sys.stdin.readline()
         begin = time.perf_counter()

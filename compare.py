@@ -1,8 +1,12 @@
-"""Another program's numbers beside this one's: written, read, measured, shown.
+"""Another program's numbers beside this one's: is a difference float32 rounding, or a mistake, and which?
 
     python3 llama2.py -t 0 -n 50 --logits ours.npy       # write every step's logits
-    python3 llama2.py -t 0 -n 50 --dump ours.dump        # write every operation, too
-    python3 llama2.py -t 0 --compare theirs              # compare: how many steps there are, the file says
+    python3 llama2.py -t 0 -n 6 --dump ours.dump         # write every operation, too
+    python3 llama2.py -t 0 --compare theirs              # the verdict: how many steps there are, the file says
+
+No tolerance is asked for. Logits are measured against noise: beside the exact run goes a noisy one, whose every
+operation errs at random by as much as a float32 program's does. Operations are computed again from the other program's
+own inputs (operations.py). If either is not as float32 rounds, mistakes.py looks for the mistake.
 
 Three kinds of files are read, and told apart by how they begin:
 
@@ -12,20 +16,28 @@ Three kinds of files are read, and told apart by how they begin:
         run.c's att does, head by head.
     anything else: bare little-endian float32, in rows of the vocabulary
 """
+import contextlib
+import functools
+import itertools
 import mmap
 import os
 import re
+import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import cos, dist, exp, fsum, hypot, isfinite, sin, sqrt
 from operator import sub
+from random import Random
 from struct import iter_unpack, pack, unpack
 from typing import Any, BinaryIO
 
-from arithmetic import BYTE_ORDER
-from console import printable, write_whole
+import mistakes
+from arithmetic import BYTE_ORDER, Exact
+from console import printable, say, write_whole
 from events import OPERATIONS
+from operations import U, Judgement, Operations, judge, rms, sequence
+from workers import CHUNK, Team, run_together
 
 OUTSIDE = ("embedding", "final_norm", "logits")  # operations outside the layers
 
@@ -91,8 +103,8 @@ class Numbers:
     more positions than the context has.
     """
 
-    def __init__(self, path: str, vocab_size: int, n_layers: int, context: int):
-        self.path, self.vocab_size, self.n_layers = path, vocab_size, n_layers
+    def __init__(self, path: str, config):
+        self.path, self.config, self.vocab_size = path, config, config.vocab_size
         self.form = "f"      # of a number, for struct
         self.records = None  # (pos, layer or None, op) -> [(offset, how many numbers)], in a file of records
         with open(path, "rb") as file:
@@ -105,12 +117,12 @@ class Numbers:
             self.steps = self._index_records()
         else:
             self.begin = 0
-            self.steps, rest = divmod(len(self.data), 4 * vocab_size)
+            self.steps, rest = divmod(len(self.data), 4 * self.vocab_size)
             if rest:
                 raise ValueError(f"{path}: size is {len(self.data)} bytes: neither an array of numpy's, nor records, "
-                                 f"nor rows of {vocab_size} float32, {4 * vocab_size} bytes each")
-        if self.steps > context:
-            raise ValueError(f"{path}: has {self.steps} steps, more than the context of {context}")
+                                 f"nor rows of {self.vocab_size} float32, {4 * self.vocab_size} bytes each")
+        if self.steps > config.seq_len:
+            raise ValueError(f"{path}: has {self.steps} steps, more than the context of {config.seq_len}")
 
     def _read_npy_header(self):
         path = self.path
@@ -142,8 +154,8 @@ class Numbers:
             if end < 0 or not match:
                 raise ValueError(f"{where}: not a line `POS LAYER OP N`: {printable(line, 60)}")
             pos, layer, op, n = int(match[1]), int(match[2]), match[3], int(match[4])
-            if op not in (OUTSIDE if layer == -1 else OPERATIONS) or not -1 <= layer < self.n_layers:
-                raise ValueError(f"{where}: no operation is called {op} in layer {layer}, of {self.n_layers}")
+            if op not in (OUTSIDE if layer == -1 else OPERATIONS) or not -1 <= layer < self.config.n_layers:
+                raise ValueError(f"{where}: no operation is called {op} in layer {layer}, of {self.config.n_layers}")
             if n == 0 or end + 1 + 4 * n > len(self.data):
                 raise ValueError(f"{where}: {op} has {n} numbers, but {(len(self.data) - end - 1) // 4} are left")
             key = pos, None if layer == -1 else layer, op
@@ -151,19 +163,26 @@ class Numbers:
             at, steps = end + 1 + 4 * n, max(steps, pos + 1)
         return steps
 
-    def values(self, pos: int, layer: int | None, op: str, n: int) -> tuple[float, ...] | None:
-        """The results of an operation, which has n numbers; None if the file does not have them."""
+    def size(self, op: str, pos: int) -> int:
+        """How many numbers an operation has at a position."""
+        c = self.config
+        return {"k": c.n_kv_heads * c.head_size, "v": c.n_kv_heads * c.head_size, "weights": c.n_heads * (pos + 1),
+                "gate": c.hidden_dim, "up": c.hidden_dim, "swiglu": c.hidden_dim, "logits": c.vocab_size}.get(op, c.dim)
+
+    def values(self, op: str, layer: int | None, pos: int) -> Sequence[float] | None:
+        """The results of an operation; None if the file does not have them."""
         if self.records is None:
-            return self._row(pos) if op == "logits" else None
+            return self._row(pos) if op == "logits" and pos < self.steps else None
         parts = self.records.get((pos, layer, op))
         if parts is None:
             return None
-        found = sum(size for _, size in parts)
+        found, n = sum(size for _, size in parts), self.size(op, pos)
         if found != n:
-            place = f"{op} of position {pos}" + ("" if layer is None else f", layer {layer}")
-            raise ValueError(f"{self.path}: {place} has {found} numbers, must have {n}")
-        data = b"".join(self.data[offset:offset + 4 * size] for offset, size in parts)
-        return unpack(f"<{n}f", data)
+            raise ValueError(f"{self.path}: {place(op, layer, pos)}: has {found} numbers, must have {n}")
+        values = array("f", b"".join(self.data[offset:offset + 4 * size] for offset, size in parts))
+        if BYTE_ORDER:
+            values.byteswap()
+        return values
 
     def _row(self, pos):
         size = {"e": 2, "f": 4, "d": 8}[self.form] * self.vocab_size
@@ -172,91 +191,382 @@ class Numbers:
         return row
 
 
+def place(op: str, layer: int | None, pos: int) -> str:
+    """An operation's place, for the eye."""
+    return f"position {pos}, " + ("" if layer is None else f"layer {layer}, ") + op
+
+
 # ----------------------------------------------------------------------------
-# Measuring and printing
+# Noise: a run that errs at random by as much as float32 programs do
+
+
+class Noisy(Exact):
+    """The arithmetic `exact`, with each result moved by its expected error in float32 times a normal random number.
+
+    Of a dot product y = w.x of n numbers that error is u sqrt(0.09 |w|^2 |x|^2 + 0.06 n y^2), with u = 2^-24; other
+    constants are relative. They are those of programs that are right: llama2.c under several compilers, numpy, JAX,
+    PyTorch and llama.cpp, with sums in their orders.
+    """
+
+    normals = itertools.repeat(0.0)  # an endless iterator: a process that makes noise has its own
+
+    @staticmethod
+    def dot(a: Sequence[float], b: Sequence[float]) -> float:
+        """As Exact.dot, of numbers of one sign."""
+        return Exact.dot(a, b) * (1 + 0.24 * sqrt(len(a)) * U * next(Noisy.normals))
+
+    @staticmethod
+    def total(values: Sequence[float]) -> float:
+        """As Exact.total, of numbers of one sign."""
+        return fsum(values) * (1 + 0.24 * sqrt(len(values)) * U * next(Noisy.normals))
+
+    @staticmethod
+    def dots(matrix: Exact.Matrix, operand: tuple) -> list[float]:
+        """As Exact.dots, by the guess of arithmetic.bounds alone."""
+        x, y, square = operand  # of x, -x/2 and |x/2|^2
+        lengths, relative = 2 * sqrt(0.09 * square) * U, sqrt(0.06 * len(x)) * U
+        guesses = map(dist, matrix.rows, itertools.repeat(y))  # of the root of |w + x/2|^2
+        return [(d * d - s - square) * (1 + relative * a) + lengths * sqrt(s) * b for d, s, a, b in zip(
+            guesses, matrix.squares, Noisy.normals, Noisy.normals, strict=False)]
+
+    @staticmethod
+    def exps(values: Sequence[float]) -> list[float]:
+        """As Exact.exps."""
+        return [exp(min(v, 88.0)) * (1 + 0.6 * U * next(Noisy.normals)) for v in values]
+
+    @staticmethod
+    def pow(a: float, b: float) -> float:
+        """As Exact.pow."""
+        return a**b * (1 + 0.6 * U * next(Noisy.normals))
+
+    @staticmethod
+    def cos(angle: float) -> float:
+        """As Exact.cos, of an angle that errs."""
+        return cos(angle * (1 + 0.41 * U * next(Noisy.normals)))
+
+    @staticmethod
+    def sin(angle: float) -> float:
+        """As Exact.sin, of an angle that errs."""
+        return sin(angle * (1 + 0.41 * U * next(Noisy.normals)))
+
+
+class Alone:
+    """A whole model in a worker process, which makes noise there while the first process is exact."""
+
+    def __init__(self, build: Callable, index: int, count: int):
+        """build(index, count) makes a shard."""
+        random = Random(1)
+        Noisy.normals = itertools.cycle([random.gauss(0, 1) for _ in range(65537)])
+        self.shard = build(0, 1)
+
+    def passes(self, *job: Any) -> list:
+        """As Shard.passes, but already run, so that the processes meet at the end only."""
+        async def ended(result):
+            return result
+
+        return [ended(result) for result in run_together(self.shard.passes(*job), list)]
+
+
+# ----------------------------------------------------------------------------
+# The verdict
+
+# What is consistent with float32. (Of programs that are right the worst had 1.1, 5.6 and 10; of wrong ones the nearest
+# 10, 34 and 54, but for those whose mistake is below rounding.)
+OVERALL, ONE_STEP, ONE_LOGIT = 2.0, 12.0, 32.0
+# The same for an operation whose inputs the file does not have: it has fewer numbers than the logits
+OPERATION, ONE_OPERATION = 4.0, 32.0
 
 
 @dataclass
-class Difference:
-    """How far another program's logits of one step are from this one's."""
-    largest: float  # of all elements, absolute; inf if the other's are not all finite
-    ulps: int       # the largest in units in the last place
-    mine: int       # the token with the largest logit here
-    others: int     # and there
-
-
-def measure(logits: Sequence[float], other: Sequence[float]) -> Difference:
-    """logits, other (vocab): this program's and the other's."""
-    largest = max(map(abs, map(sub, logits, other))) if isfinite(sum(other)) else inf
-    ulps = max(map(abs, map(sub, ordered(logits), ordered(other))))
-    return Difference(largest, ulps, logits.index(max(logits)), other.index(max(other)))
-
-
-def ordered(values: Sequence[float]) -> list[int]:
-    """values (n), binary32 -> integers in the order of the numbers: neighbours are 1 apart."""
-    form = len(values)
-    return [i if i >= 0 else -(i & 0x7FFFFFFF) for i in unpack(f"<{form}i", pack(f"<{form}f", *values))]
+class Step:
+    """How far the other program's logits of one step are from the right ones."""
+    pos: int
+    off: float     # root mean square of the differences / that of the noise
+    worst: float   # the largest difference of a logit, in the noise that its row of the classifier has
+    at: int        # its token
+    noise: float   # root mean square of the noise
+    ours: int      # the likeliest token here
+    theirs: int    # and there
+    margin: float  # the difference of the two largest logits here
 
 
 class Comparison:
-    """Prints a table of differences, step by step, and a summary."""
+    """The comparison of a file's numbers with a model's: run it, then ask.
 
-    def __init__(self, numbers: Numbers, tolerance: float, out: BinaryIO):
-        self.numbers, self.tolerance, self.out = numbers, tolerance, out
-        self.pos, self.agree, self.compared, self.ulps = 0, 0, 0, 0
-        self.largest = 0.0, None            # with its step
-        self.started = self.parted = None   # the first step that differs at all, and beyond the tolerance
-        self.operations, self.wrong = 0, None  # compared; the first beyond the tolerance
+    tokens are those that both programs are given. If the file goes on after them, the next are the likeliest ones, as
+    long as both programs have the same.
+    """
 
-    def operation(self, layer: int | None, op: str, values: Sequence[float]) -> None:
-        """Compare an operation of the current step."""
-        others = self.numbers.values(self.pos, layer, op, len(values))
-        if others is None:
-            return
-        self.operations += 1
-        if self.wrong is None:
-            distances = [abs(a - b) if isfinite(b) else inf for a, b in zip(values, others, strict=True)]
-            at = distances.index(max(distances))
-            if distances[at] > self.tolerance:
-                place = "" if layer is None else f"layer {layer}, "
-                self.wrong = (f"position {self.pos}, {place}{op}: element {at} of {len(values)} is {others[at]:.9g} "
-                              f"there, {values[at]:.9g} here")
+    def __init__(self, model, tokens: Sequence[int], numbers: Numbers):
+        self.model, self.shard, self.numbers, self.tokens = model, model.shard, numbers, list(tokens)
+        self.get = functools.lru_cache(4096)(numbers.values)  # for keys and values, which all later positions need
+        self.norms = []          # of the classifier's rows
+        self.steps = []          # those whose logits were judged
+        self.exact = {}          # pos -> the right logits, until a mistake has been looked for
+        self.parted = None       # the step after which the texts differ
+        self.not_finite = None   # the first number that is none: its place, for the eye
+        self.judged = {}         # op -> [(wrong?, layer, pos)]: from the other program's own inputs
+        self.measured = {}       # op -> [[sigmas]], the worst of them, those of its bounds
+        self.apart = {}          # (op, layer) -> [(pos, rms of differences, of noise)]: where inputs are missing
+        self.first_wrong = None  # (layer, op, pos), as judged, with its judgement
 
-    def step(self, step: Any) -> None:
-        """Compare the logits of a step, and print a line about them."""
-        pos, self.pos = self.pos, self.pos + 1
-        others = self.numbers.values(pos, None, "logits", len(step.logits))
-        if others is None:
-            return
-        d = measure(step.logits, others)
-        title = "" if self.compared else f"{'step':>5}  {'largest difference':>18}  {'in ulps':>10}  arg max\n"
-        self.compared, self.agree = self.compared + 1, self.agree + (d.mine == d.others)
-        self.ulps = max(self.ulps, d.ulps)
-        if d.largest > self.largest[0]:
-            self.largest = d.largest, pos
-        if d.ulps and self.started is None:
-            self.started = pos
-        if d.largest > self.tolerance and self.parted is None:
+    def run(self) -> None:
+        """Compute, beside each other, the exact run and the noisy one, and judge."""
+        records, goal = self.numbers.records is not None, self.numbers.steps
+        team, pos = Team(), 0
+        with contextlib.closing(team):
+            team.start(functools.partial(Alone, self.model.builder(Noisy)), 2)
+            while pos < goal and self.parted is None and self.not_finite is None:
+                progress("running", pos, goal)
+                chunk = self.tokens[pos:min(pos + CHUNK, goal)]
+                seen = [[] for _ in chunk]
+                observers = [lambda *event, seen=events: seen.append(event) for events in seen] if records else []
+                team.begin(chunk, pos, 0, records)
+                rows = self.model.forward_chunk(chunk, pos, observers)
+                (noisy,) = team.answers()
+                for row, events, (noisy_events, noisy_row) in zip(rows, seen, noisy, strict=True):
+                    if self.not_finite is None:
+                        self._operations(pos, events, noisy_events)
+                        self._logits(pos, row, noisy_row)
+                    pos += 1
+                if pos == len(self.tokens) < goal:
+                    self._go_on(pos - 1, row)
+        progress("running", goal, goal)
+
+    def _go_on(self, pos, row):
+        theirs = self.numbers.values("logits", None, pos)
+        self.tokens.append(row.index(max(row)))
+        if theirs is not None and self.not_finite is None and theirs.index(max(theirs)) != self.tokens[-1]:
             self.parted = pos
-        agreement = f"{d.mine}" if d.mine == d.others else f"{d.mine} here, {d.others} there"
-        beyond = " beyond the tolerance" if d.largest > self.tolerance else ""
-        self.out.write(f"{title}{pos:5}  {d.largest:18.3g}  {d.ulps:10}  {agreement}{beyond}\n".encode())
 
-    def finish(self) -> None:
-        """Print the summary."""
-        if self.pos < self.numbers.steps:
-            self.out.write(f"this run ended after {self.pos} of the file's {self.numbers.steps} steps\n".encode())
-        if self.operations:
-            first = self.wrong or "none"
-            self.out.write(f"operations: {self.operations} compared; first beyond the tolerance: {first}\n".encode())
-        if self.compared:
-            size, step = self.largest
-            where = "" if step is None else f" at step {step}"
-            self.out.write(f"largest difference: {size:.3g}{where}; in ulps: {self.ulps}\n"
-                           f"arg max agrees at {self.agree} of {self.compared} steps\n"
-                           f"first step that differs: {self.started}; first beyond the tolerance: {self.parted}\n"
-                           .encode())
+    def _logits(self, pos, row, noisy):
+        theirs = self.numbers.values("logits", None, pos)
+        if theirs is None:
+            return
+        if not isfinite(sum(theirs)):
+            at = next(i for i, v in enumerate(theirs) if not isfinite(v))
+            self.not_finite = f"step {pos}, token {at}: {theirs[at]}"
+            return
+        if not self.norms:
+            self.norms = [sqrt(square) for block in self.shard.classifier.blocks for square in block.squares]
+            self.unit = rms(self.norms)
+        differences, noise = list(map(sub, theirs, row)), rms(list(map(sub, noisy, row))) or 1e-30
+        if self.numbers.form == "e":  # a file of float16: its rounding comes on top
+            noise = hypot(noise, 2.0**-12 * rms(row))
+        worst = [abs(d) * self.unit / (w * noise or 1e-30) for d, w in zip(differences, self.norms, strict=True)]
+        first, second = sorted(row, reverse=True)[:2] if len(row) > 1 else (row[0], row[0])
+        self.exact[pos] = row
+        self.steps.append(Step(pos, rms(differences) / noise, max(worst), worst.index(max(worst)), noise,
+                               row.index(first), theirs.index(max(theirs)), first - second))
 
-    def differs(self) -> bool:
-        """Whether anything was beyond the tolerance, or the numbers went on where this run ended."""
-        return self.parted is not None or self.wrong is not None or self.pos < self.numbers.steps
+    def _operations(self, pos, events, noisy_events):
+        if self.numbers.records is None:
+            return
+        get, operations = self.get, Operations(self.shard, self.tokens, self.get)
+        noisy = {(op, l): values for l, op, values in noisy_events}
+        exact = {(op, l): values for l, op, values in events}
+        for op, l in sequence(self.shard.config.n_layers):
+            theirs = get(op, l, pos)
+            if theirs is None:
+                continue
+            if not isfinite(sum(theirs)):
+                at = next(i for i, v in enumerate(theirs) if not isfinite(v))
+                self.not_finite = f"{place(op, l, pos)}, {element(op, at, self.numbers, pos)}: {theirs[at]}"
+                return
+            y = operations.result(op, l, pos)
+            if y is not None:
+                self._judge(op, l, pos, theirs, y, judge(theirs, y, operations.errors(op, l, pos, y)))
+            elif op != "logits":  # which are judged anyway
+                self.apart.setdefault((op, l), []).append((
+                    pos, rms(list(map(sub, theirs, exact[op, l]))), rms(list(map(sub, noisy[op, l], exact[op, l])))))
+
+    def _judge(self, op, l, pos, theirs, y, judgement: Judgement):
+        self.judged.setdefault(op, []).append((judgement.wrong, l, pos))
+        self.measured.setdefault(op, []).append(judgement)
+        if judgement.wrong and self.first_wrong is None:
+            self.first_wrong = op, l, pos, judgement, theirs[judgement.at], y[judgement.at]
+
+    # -- what it says
+
+    @property
+    def overall(self) -> float:
+        """Root mean square of the differences of all steps / that of the noise."""
+        total = fsum([step.noise**2 for step in self.steps])
+        return sqrt(fsum([(step.off * step.noise)**2 for step in self.steps]) / total) if total else 0.0
+
+    @property
+    def logits_wrong(self) -> bool:
+        """Are the logits farther from the right ones than float32 programs' are?"""
+        return bool(self.steps) and (self.overall >= OVERALL or max(step.off for step in self.steps) >= ONE_STEP
+                                     or max(step.worst for step in self.steps) >= ONE_LOGIT)
+
+    def apart_wrong(self) -> list[tuple]:
+        """(op, layer, pos, times the noise) of the operations without inputs that are too far from the right run's."""
+        wrong = []
+        for (op, l), found in self.apart.items():
+            ratios = [(d / (e or 1e-30) if d else 0.0, pos) for pos, d, e in found]
+            overall = rms([d for _, d, _ in found]) / (rms([e for _, _, e in found]) or 1e-30)
+            if overall >= OPERATION or max(ratios)[0] >= ONE_OPERATION:
+                ratio, pos = next((r, p) for r, p in ratios if r >= min(OPERATION, max(ratios)[0]))
+                wrong.append((op, l, pos, ratio))
+        order = {where: i for i, where in enumerate(sequence(self.shard.config.n_layers))}
+        return sorted(wrong, key=lambda w: (w[2], order[w[0], w[1]]))
+
+    def consistent(self) -> bool:
+        """Is everything as float32 rounds?"""
+        return not (self.logits_wrong or self.first_wrong or self.not_finite or self.apart_wrong())
+
+    def names(self) -> list[str]:
+        """The mistakes that explain what is wrong, by name."""
+        tell = functools.partial(progress, "looking for the mistake")
+        found = []
+        if self.first_wrong:
+            found = mistakes.by_operations(self.shard, self.tokens, self.get, self.judged, tell)
+        elif self.logits_wrong:
+            first = next((i for i, step in enumerate(self.steps) if step.off >= ONE_STEP), 0)
+            steps = self.steps[:max(32, first + 12)]
+            if [step.pos for step in steps] == list(range(len(steps))):  # no step is missing
+                alike = mistakes.by_logits(self.shard, self.tokens, [mistakes.Seen(
+                    self.numbers.values("logits", None, step.pos), self.exact[step.pos], step.noise)
+                    for step in steps], tell)
+                found = ["; or ".join(alike)] if alike else []
+        progress("looking for the mistake", 1, 1)
+        return found
+
+
+def element(op: str, at: int, numbers: Numbers, pos: int) -> str:
+    """An element of an operation, with its head where it has heads."""
+    hs = numbers.config.head_size
+    size = {"q": hs, "k": hs, "v": hs, "attention": hs, "weights": pos + 1}.get(op)
+    if size is None:
+        return f"element {at} of {numbers.size(op, pos)}"
+    return f"head {at // size}, element {at % size} of {size}"
+
+
+def progress(what: str, done: int, of: int) -> None:
+    """On a terminal, a line on standard error that says how far it is, and is wiped out at the end."""
+    if sys.stderr.isatty():
+        say("\r" + (f"{what}: {done} of {of} " if done < of else "").ljust(60) + "\r", end="")
+
+
+# ----------------------------------------------------------------------------
+# The report
+
+
+def compare(model, tokenizer, tokens: Sequence[int], numbers: Numbers, out: BinaryIO) -> bool:
+    """Compare a file's numbers with the model's; print the verdict, why, what to do next -> is it consistent?"""
+    comparison = Comparison(model, tokens, numbers)
+    comparison.run()
+    consistent = comparison.consistent()
+    names = [] if consistent else comparison.names()
+    for line in report(comparison, tokenizer, names):
+        out.write(line.encode() + b"\n")
+    out.flush()
+    return consistent
+
+
+def report(c: Comparison, tokenizer, names: Sequence[str]) -> Iterator[str]:
+    """The lines of the report."""
+    yield from verdict(c, names)
+    yield from reasons(c)
+    if c.judged:
+        yield from operations_table(c)
+    if c.steps:
+        yield from steps_table(c, tokenizer)
+    yield from advice(c, names)
+
+
+def verdict(c: Comparison, names: Sequence[str]) -> Iterator[str]:
+    """The verdict in a sentence, and the names of the mistakes."""
+    if c.not_finite:
+        yield f"not finite at {c.not_finite}"
+    elif not (c.steps or c.judged or c.apart):
+        yield "nothing to compare: the file has no logits and no operation of these steps"
+    elif c.consistent():
+        yield "consistent with float32: the differences are those of rounding"
+    elif not names:
+        yield "a mistake, not rounding; none of the known mistakes explains it"
+    if names and not c.not_finite:
+        yield "a mistake, not rounding:"
+    for name in names:
+        yield f"  {name}"
+
+
+def reasons(c: Comparison) -> Iterator[str]:
+    """What the verdict rests on."""
+    if c.steps:
+        step, logit = max(c.steps, key=lambda s: s.off), max(c.steps, key=lambda s: s.worst)
+        yield (f"logits of {len(c.steps)} steps, in units of a float32 program's noise: overall {c.overall:.2g} (limit "
+               f"{OVERALL:g}), worst step {step.off:.2g} (limit {ONE_STEP:g}) at step {step.pos}, worst logit "
+               f"{logit.worst:.2g} (limit {ONE_LOGIT:g}) at step {logit.pos}, token {logit.at}")
+    if c.numbers.form == "e":
+        yield "the file's numbers are float16, which hides what is smaller than their rounding"
+    if c.judged:
+        count = sum(map(len, c.judged.values()))
+        wrong = sum(bad for places in c.judged.values() for bad, _, _ in places)
+        yield f"operations judged from their own inputs: {count}, of them wrong: {wrong}"
+    if c.first_wrong:
+        op, l, pos, j, theirs, y = c.first_wrong
+        how = (f"impossible in float32, in any order of summation: {j.bounds:.2g} times the bound" if j.impossible else
+               f"unlikely in float32: {j.worst:.2g} sigma, {j.sigmas:.2g} in the root mean square")
+        at = element(op, j.at, c.numbers, pos)
+        yield f"first wrong operation: {place(op, l, pos)}, {at}: {theirs:.9g} there, {y:.9g} here; {how}"
+    apart = c.apart_wrong()
+    if c.apart:
+        count = sum(map(len, c.apart.values()))
+        yield (f"operations whose inputs are not in the file, against the right run's: {count}"
+               + ("" if apart else ", all within the noise"))
+    if apart:
+        op, l, pos, ratio = apart[0]
+        yield f"first of them beyond the noise: {place(op, l, pos)}: {ratio:.2g} times the noise"
+    if c.parted is not None:
+        yield f"the texts part after step {c.parted}: only the steps up to there were judged"
+    if c.steps and not c.consistent() and not c.first_wrong:
+        yield from size_hint(c)
+
+
+def size_hint(c: Comparison) -> Iterator[str]:
+    """What the size of a difference suggests."""
+    if 0 < c.overall - 10 < 990:
+        yield "differences of this size often come from a constant, or from a cache in float16"
+    elif 1000 <= c.overall < 30000:
+        yield "differences of this size often come from half precision, or from weights in int8"
+    elif c.overall >= 100000:
+        yield "differences of this size come from a wrong formula, wrong weights or wrong tokens"
+
+
+def operations_table(c: Comparison) -> Iterator[str]:
+    """A line for each kind of operation: how many were judged; how far they are from right, at worst."""
+    yield f"{'operation':20}{'judged':>8}{'wrong':>7}{'rms sigma':>11}{'one sigma':>11}{'of the bound':>14}"
+    for op, found in c.measured.items():
+        wrong = sum(j.wrong for j in found)
+        yield (f"{op:20}{len(found):8}{wrong:7}{max(j.sigmas for j in found):11.2g}"
+               f"{max(j.worst for j in found):11.2g}{max(j.bounds for j in found):14.2g}")
+
+
+def steps_table(c: Comparison, tokenizer) -> Iterator[str]:
+    """A line for each step."""
+    def text(token):
+        return f"{token} {printable(tokenizer.vocab[token].decode(errors='replace'), 24)}"
+
+    yield f"{'step':>5}{'times the noise':>17}{'worst logit':>13}  likeliest token"
+    for step in c.steps:
+        same = step.ours == step.theirs
+        likeliest = text(step.ours) if same else (
+            f"{text(step.ours)} here, by {step.margin:.2g}; {text(step.theirs)} there")
+        yield f"{step.pos:5}{step.off:17.2g}{step.worst:13.2g}  {likeliest}"
+
+
+def advice(c: Comparison, names: Sequence[str]) -> Iterator[str]:
+    """What to do next."""
+    if c.not_finite:
+        yield "next: find the first number that is not finite, with a dump of every operation (--dump shows the form)"
+    elif c.consistent():
+        yield ("not shown by this: what happens at later positions, with other tokens, in the tokenizer and the sampler"
+               + ("" if c.judged else "; and a mistake that changes no logit, such as RoPE with all positions shifted"))
+    elif c.first_wrong:
+        if not names:
+            yield "next: read that operation's code; its inputs are right, as far as the file has them"
+    elif c.logits_wrong or c.apart_wrong():
+        yield ("next: " + ("mend it, and compare again" if names else
+               "dump every operation of the first steps, as records; the first wrong one is then named"))

@@ -176,7 +176,7 @@ async def forward(shard: Shard, token: int, pos: int, see: Callable, wanted: boo
     return await matvec(shard.classifier, x) if wanted else ()                     # (vocab)
 
 
-def open_shard(path: str, identity: tuple, A, unpacked: bool, index: int, count: int) -> Shard:
+def open_shard(path: str, identity: tuple, A, index: int, count: int, unpacked: bool) -> Shard:
     """A worker's shard, with a checkpoint that it opens itself and that must be the one with this identity. (forward is
     passed on because workers.py cannot import this file, which imports it.)"""
     checkpoint = Checkpoint(path)
@@ -196,22 +196,26 @@ class Transformer:
     def __init__(self, path: str, arithmetic: str = "exact", workers: int = 1):
         console.need("arithmetic", arithmetic, arithmetic in tuple(ARITHMETIC), "exact or c")
         console.need_integer("workers", workers, 1, 1024)
-        A = ARITHMETIC[arithmetic]
         self.length = 0    # positions in the key and value cache
         self.whole = True  # False while a step changes the cache
         self.team = Team()
         self.checkpoint = Checkpoint(path)
         self.config = self.checkpoint.config
-        shapes = [(self.config.n_layers, *self.checkpoint.tensors[name][1:]) for name in MATRICES]
-        shapes.append((1, *self.checkpoint.tensors["classifier"][1:]))
-        unpacked = unpacked_size(A, shapes) < free_memory() * 3 / 4
         try:
-            build = functools.partial(open_shard, path, self.checkpoint.identity, A, unpacked)
+            A = ARITHMETIC[arithmetic]
+            build = self.builder(A)
             self.team.start(build, workers)
-            self.shard = Shard(self.checkpoint, A, forward, 0, workers, unpacked)
+            self.shard = Shard(self.checkpoint, A, forward, 0, workers, build.keywords["unpacked"])
         except BaseException:
             self.close()
             raise
+
+    def builder(self, A) -> Callable:
+        """build(index, count), which makes a shard of this model in another process, in any arithmetic."""
+        tensors = self.checkpoint.tensors
+        shapes = [(self.config.n_layers, *tensors[name][1:]) for name in MATRICES]
+        unpacked = unpacked_size(A, [*shapes, (1, *tensors["classifier"][1:])]) < free_memory() * 3 / 4
+        return functools.partial(open_shard, self.checkpoint.path, self.checkpoint.identity, A, unpacked=unpacked)
 
     def forward(self, token: int, pos: int, observe: Callable | None = None, logits: bool = True) -> array | None:
         """One step: the token at position pos -> its logits, an array("f") of vocab_size; None if logits is False.
@@ -515,10 +519,9 @@ HERE = os.path.dirname(os.path.realpath(__file__))
 LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama2-rs": ("c", "llama2-rs")}
 
 # Options that need another one, and those that cannot stand beside another
-NEEDS = {"trace_level": "trace", "verify_iteration": "verify", "root": "verify", "text": "verify",
-         "tolerance": "compare"}
+NEEDS = {"trace_level": "trace", "verify_iteration": "verify", "root": "verify", "text": "verify"}
 APART = {"verify": ("trace", "logits", "dump", "compare"), "input_prompt": ("tokens",),
-         "explain_text": ("verify", "trace", "logits", "dump", "compare")}
+         "explain_text": ("verify", "trace", "logits", "dump", "compare"), "compare": ("trace", "logits", "dump")}
 NOT_IN_CHAT = ("trace", "verify", "logits", "dump", "compare", "tokens")
 
 
@@ -548,8 +551,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tokens", type=console.tokens, metavar="LIST", help="how the text begins, as tokens: 1,403,407")
     add("--logits", metavar="FILE", help="write every step's logits as an array of numpy, float32 (steps, vocabulary)")
     add("--dump", metavar="FILE", help="write every operation and the logits, as the records of compare.py")
-    add("--compare", metavar="FILE", help="compare another program's array or records with this run")
-    add("--tolerance", type=float, metavar="X", help="the largest difference to allow (default: 0)")
+    add("--compare", metavar="FILE", help="another program's logits or operations: rounding, or a bug?")
     add("--version", action="version", version=f"llama2.py {VERSION}")
     args = parser.parse_args(argv)
 
@@ -563,8 +565,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"argument --trace-level: {args.trace_level}, but llama2-rs's format has steps alone")
     if args.steps is not None and args.steps < 0:
         parser.error(f"argument -n/--steps: {args.steps}, must be 0 or more")
-    if args.tolerance is not None and not 0 <= args.tolerance < inf:
-        parser.error(f"argument --tolerance: {args.tolerance}, must be 0 or more, and finite")
+    if args.compare is not None and (args.temperature or args.like or args.workers > 1):
+        parser.error("--compare takes the likeliest tokens, in exact arithmetic and one process: no --temperature, "
+                     "--like or --workers; give the tokens of any other text with --tokens")
     if args.like == "llama2.c" and args.seed is not None and args.seed >= 2**31:
         parser.error(f"argument -s/--seed: {args.seed}, must be below 2**31 for --like llama2.c: atoi keeps no more")
     if not 1 <= args.workers <= 1024:
@@ -656,22 +659,26 @@ def find_files(args: argparse.Namespace) -> tuple[str, str]:
     return checkpoint, found if args.tokenizer is None else args.tokenizer
 
 
+def doctor(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
+    """Compare another program's numbers with this one's -> the exit code."""
+    check_length(run.tokens, run.transformer)
+    numbers = compare.Numbers(args.compare, run.transformer.config)
+    if args.steps is not None and numbers.steps > run.steps:
+        raise ValueError(f"{args.compare}: has {numbers.steps} steps, this run {run.steps}")
+    consistent = compare.compare(run.transformer, run.tokenizer, run.tokens, numbers, out)
+    run.transformer.checkpoint.check_unchanged()
+    return 0 if consistent else 1
+
+
 def tell(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
-    """Generate a text, and pass each step to all that is asked for: the printed text or a comparison, the file of
-    logits, the trace -> the exit code."""
+    """Generate a text, and pass each step to all that is asked for: the printed text, the files of logits and of
+    operations, the trace -> the exit code."""
     check_length(run.tokens, run.transformer)  # generate would check it only after the files have been opened
     outputs = {"--trace": args.trace, "--logits": args.logits, "--dump": args.dump}
-    console.check_outputs(outputs, [run.path, run.tokenizer.path, args.compare])
-    config, log, sinks, observers = run.transformer.config, None, [console.Text(out, run.like)], []
-    if args.compare is not None:
-        numbers = compare.Numbers(args.compare, config.vocab_size, config.n_layers, config.seq_len)
-        if args.steps is not None and numbers.steps > run.steps:
-            raise ValueError(f"{args.compare}: has {numbers.steps} steps, this run {run.steps}")
-        run.steps = numbers.steps
-        sinks = [compare.Comparison(numbers, args.tolerance or 0.0, out)]
-        observers += [sinks[0].operation] if numbers.records else []
+    console.check_outputs(outputs, [run.path, run.tokenizer.path])
+    log, sinks, observers = None, [console.Text(out, run.like)], []
     if args.logits is not None:
-        sinks.append(compare.LogitsFile(args.logits, config.vocab_size))
+        sinks.append(compare.LogitsFile(args.logits, run.transformer.config.vocab_size))
     if args.dump is not None:
         sinks.append(compare.DumpFile(args.dump))
         observers.append(sinks[-1].operation)
@@ -683,11 +690,11 @@ def tell(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
             observers += [log.operation] if log.level != "step" else []
         if not args.seed and run.sampler.temperature > 0:
             console.say(f"seed: {run.sampler.seed}")
-        if run.steps < len(run.tokens) and args.compare is None:
+        if run.steps < len(run.tokens):
             console.say(f"warning: the prompt has {len(run.tokens)} tokens, so that {run.steps} steps (-n) generate "
                         "nothing")
         begin = time.perf_counter()
-        for step in run.generate(observers, logits=len(sinks) > 1 or args.compare is not None):
+        for step in run.generate(observers, logits=len(sinks) > 1):
             for sink in sinks:
                 sink.step(step)
         run.transformer.checkpoint.check_unchanged()
@@ -697,7 +704,7 @@ def tell(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
             console.say(f"root: {trace.head(len(log.tree), log.tree.root())}")
     rate = (step.pos + 1) / (time.perf_counter() - begin)  # of all positions; run.c leaves out the first
     console.say(f"achieved tok/s: {rate:.1f}")
-    return 1 if args.compare is not None and sinks[0].differs() else 0
+    return 0
 
 
 MAX_INPUT = 2**20  # bytes of a line in chat, or of a prompt on standard input
@@ -752,7 +759,8 @@ def dispatch(args: argparse.Namespace, out: BinaryIO) -> int:
         if run.tokenizer.more:
             console.say(f"warning: {run.tokenizer.path} has more tokens than the {len(run.tokenizer.vocab)} of the "
                         "model: is it the model's own?")
-        return converse(run, args, out) if args.mode == "chat" else tell(run, args, out)
+        do = converse if args.mode == "chat" else tell if args.compare is None else doctor
+        return do(run, args, out)
 
 
 def verify_by(args: argparse.Namespace) -> tuple[trace.Trace, trace.Verdict]:

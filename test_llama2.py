@@ -315,7 +315,7 @@ def test_a_turn_that_the_context_does_not_hold_is_refused(tokenizer):
     (["--workers", "0"], "argument --workers: 0"), (["--nonsense"], "unrecognized"),
     (["--trace-level", "op"], "--trace-level needs --trace"),
     (["--verify-iteration", "3"], "--verify-iteration needs --verify"),
-    (["--root", "00" * 32], "--root needs --verify"), (["--tolerance", "1"], "--tolerance needs --compare"),
+    (["--root", "00" * 32], "--root needs --verify"), (["--tolerance", "1"], "unrecognized arguments: --tolerance"),
     (["--verify", "x", "--root", "00"], "argument --root: not a root of 64 hexadecimal digits, or SIZE:ROOT: 00"),
     *[([f"--{option}", "x", "--verify", "y"], f"--{option} and --verify: one at a time")
       for option in ("trace", "logits", "dump", "compare")],
@@ -324,8 +324,10 @@ def test_a_turn_that_the_context_does_not_hold_is_refused(tokenizer):
     (["-y", "x"], "--system_prompt belongs to mode chat"),
     (["-i", "x", "--tokens", "1"], "--tokens and --input-prompt:"),
     (["-m", "chat", "--tokens", "1"], "--tokens belongs to mode generate, not to chat"),
-    (["--compare", "x", "--tolerance", "nan"], "argument --tolerance: nan"),
-    (["--compare", "x", "--tolerance", "inf"], "argument --tolerance: inf, must be 0 or more, and finite"),
+    *[(["--compare", "x", *more], "--compare takes the likeliest tokens")
+      for more in (["-t", "0.5"], ["--like", "llama2.c"], ["--workers", "2"])],
+    *[(["--compare", "x", f"--{option}", "y"], f"--{option} and --compare: one at a time")
+      for option in ("trace", "logits", "dump")],
     (["--trace", "x", "--like", "llama2-rs", "--trace-level", "op"], "argument --trace-level: op, but llama2-rs's"),
     *[(["-m", "chat", option, "x"], f"{option} belongs to mode generate, not to chat")
       for option in ("--trace", "--verify", "--logits", "--dump", "--compare")]])

@@ -370,18 +370,22 @@ class Team:
     def run(self, shard, *job: Any) -> list[tuple[Iterator[tuple], array]]:
         """Run shard.passes(*job), and those of the other processes' shards -> for each pass its events and what it
         returns, an array("f"), joined. Raises ChildProcessError if a worker dies, and what a worker raised."""
-        self.number += 1
-        self._send(job)
+        self.begin(*job)
         exchange = self._exchange if self.processes else list  # alone, parts are whole vectors: list only copies them
         mine = run_together(shard.passes(*job), exchange)
         joined = []
-        for parts in zip(mine, *self._receive(), strict=True):  # of one pass, by process
+        for parts in zip(mine, *self.answers(), strict=True):  # of one pass, by process
             events, vectors = zip(*parts, strict=True)
             joined.append((join_events(events[0], events[1:]), array("f", chain(*vectors))))
         return joined
 
+    def begin(self, *job: Any) -> None:
+        """Have the other processes run their shards' passes(*job)."""
+        self.number += 1
+        self._send(job)
+
     def _exchange(self, parts: list) -> list:
-        joined = [tuple(chain(*part)) for part in zip(parts, *self._receive(), strict=True)]
+        joined = [tuple(chain(*part)) for part in zip(parts, *self.answers(), strict=True)]
         self._send(joined)
         return joined
 
@@ -392,7 +396,8 @@ class Team:
             except ConnectionError:
                 raise died(process) from None
 
-    def _receive(self) -> list:
+    def answers(self) -> list:
+        """What each of the other processes sends next. Raises as run does."""
         answers = []
         for process, connection in self.processes:
             number = None
