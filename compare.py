@@ -486,19 +486,20 @@ def verdict(c: Comparison, names: Sequence[str]) -> Iterator[str]:
         yield "consistent with float32: the differences are those of rounding"
     elif not names:
         yield "a mistake, not rounding; none of the known mistakes explains it"
-    if names and not c.not_finite:
-        yield "a mistake, not rounding:"
-    for name in names:
-        yield f"  {name}"
+    elif len(names) == 1:
+        yield f"a mistake, not rounding: {names[0]}"
+    else:
+        yield f"{len(names)} mistakes, not rounding:"
+        yield from (f"  {name}" for name in names)
 
 
 def reasons(c: Comparison) -> Iterator[str]:
     """What the verdict rests on."""
     if c.steps:
         step, logit = max(c.steps, key=lambda s: s.off), max(c.steps, key=lambda s: s.worst)
-        yield (f"logits of {len(c.steps)} steps, in units of a float32 program's noise: overall {c.overall:.2g} (limit "
-               f"{OVERALL:g}), worst step {step.off:.2g} (limit {ONE_STEP:g}) at step {step.pos}, worst logit "
-               f"{logit.worst:.2g} (limit {ONE_LOGIT:g}) at step {logit.pos}, token {logit.at}")
+        yield (f"logits of {len(c.steps)} steps, in units of a float32 program's noise: overall {c.overall:.3g} (limit "
+               f"{OVERALL:g}), worst step {step.off:.3g} (limit {ONE_STEP:g}) at step {step.pos}, worst logit "
+               f"{logit.worst:.3g} (limit {ONE_LOGIT:g}) at step {logit.pos}, token {logit.at}")
     if c.numbers.form == "e":
         yield "the file's numbers are float16, which hides what is smaller than their rounding"
     if c.judged:
@@ -507,8 +508,8 @@ def reasons(c: Comparison) -> Iterator[str]:
         yield f"operations judged from their own inputs: {count}, of them wrong: {wrong}"
     if c.first_wrong:
         op, l, pos, j, theirs, y = c.first_wrong
-        how = (f"impossible in float32, in any order of summation: {j.bounds:.2g} times the bound" if j.impossible else
-               f"unlikely in float32: {j.worst:.2g} sigma, {j.sigmas:.2g} in the root mean square")
+        how = (f"impossible in float32, in any order of summation: {j.bounds:.3g} times the bound" if j.impossible else
+               f"unlikely in float32: {j.worst:.3g} sigma, {j.sigmas:.3g} in the root mean square")
         at = element(op, j.at, c.numbers, pos)
         yield f"first wrong operation: {place(op, l, pos)}, {at}: {theirs:.9g} there, {y:.9g} here; {how}"
     apart = c.apart_wrong()
@@ -518,7 +519,7 @@ def reasons(c: Comparison) -> Iterator[str]:
                + ("" if apart else ", all within the noise"))
     if apart:
         op, l, pos, ratio = apart[0]
-        yield f"first of them beyond the noise: {place(op, l, pos)}: {ratio:.2g} times the noise"
+        yield f"first of them beyond the noise: {place(op, l, pos)}: {ratio:.3g} times the noise"
     if c.parted is not None:
         yield f"the texts part after step {c.parted}: only the steps up to there were judged"
     if c.steps and not c.consistent() and not c.first_wrong:
@@ -540,8 +541,8 @@ def operations_table(c: Comparison) -> Iterator[str]:
     yield f"{'operation':20}{'judged':>8}{'wrong':>7}{'rms sigma':>11}{'one sigma':>11}{'of the bound':>14}"
     for op, found in c.measured.items():
         wrong = sum(j.wrong for j in found)
-        yield (f"{op:20}{len(found):8}{wrong:7}{max(j.sigmas for j in found):11.2g}"
-               f"{max(j.worst for j in found):11.2g}{max(j.bounds for j in found):14.2g}")
+        yield (f"{op:20}{len(found):8}{wrong:7}{max(j.sigmas for j in found):11.3g}"
+               f"{max(j.worst for j in found):11.3g}{max(j.bounds for j in found):14.3g}")
 
 
 def steps_table(c: Comparison, tokenizer) -> Iterator[str]:
@@ -553,8 +554,8 @@ def steps_table(c: Comparison, tokenizer) -> Iterator[str]:
     for step in c.steps:
         same = step.ours == step.theirs
         likeliest = text(step.ours) if same else (
-            f"{text(step.ours)} here, by {step.margin:.2g}; {text(step.theirs)} there")
-        yield f"{step.pos:5}{step.off:17.2g}{step.worst:13.2g}  {likeliest}"
+            f"{text(step.ours)} here, by {step.margin:.3g}; {text(step.theirs)} there")
+        yield f"{step.pos:5}{step.off:17.3g}{step.worst:13.3g}  {likeliest}"
 
 
 def advice(c: Comparison, names: Sequence[str]) -> Iterator[str]:
