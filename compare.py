@@ -26,8 +26,9 @@ import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from math import cos, dist, exp, fsum, hypot, isfinite, sin, sqrt
-from operator import sub
+from operator import mul, sub
 from random import Random
 from struct import iter_unpack, pack, unpack
 from typing import Any, BinaryIO
@@ -287,7 +288,7 @@ class Step:
     noise: float   # root mean square of the noise
     ours: int      # the likeliest token here
     theirs: int    # and there
-    margin: float  # the difference of the two largest logits here
+    margin: float  # the difference of the two largest logits here, if those two tokens are not the same
 
 
 class Comparison:
@@ -300,7 +301,7 @@ class Comparison:
     def __init__(self, model, tokens: Sequence[int], numbers: Numbers):
         self.model, self.shard, self.numbers, self.tokens = model, model.shard, numbers, list(tokens)
         self.get = functools.lru_cache(4096)(numbers.values)  # for keys and values, which all later positions need
-        self.norms = []          # of the classifier's rows
+        self.shares = []         # of each logit in the noise: rms of the classifier's rows' lengths / the row's
         self.steps = []          # those whose logits were judged
         self.exact = {}          # pos -> the right logits, until a mistake has been looked for
         self.parted = None       # the step after which the texts differ
@@ -347,17 +348,22 @@ class Comparison:
             at = next(i for i, v in enumerate(theirs) if not isfinite(v))
             self.not_finite = f"step {pos}, token {at}: {theirs[at]}"
             return
-        if not self.norms:
-            self.norms = [sqrt(square) for block in self.shard.classifier.blocks for square in block.squares]
-            self.unit = rms(self.norms)
+        if not self.shares:
+            norms = [sqrt(square) or 1e-30 for block in self.shard.classifier.blocks for square in block.squares]
+            unit = rms(norms)
+            self.shares = [unit / norm for norm in norms]
         differences, noise = list(map(sub, theirs, row)), rms(list(map(sub, noisy, row))) or 1e-30
         if self.numbers.form == "e":  # a file of float16: its rounding comes on top
             noise = hypot(noise, 2.0**-12 * rms(row))
-        worst = [abs(d) * self.unit / (w * noise or 1e-30) for d, w in zip(differences, self.norms, strict=True)]
-        first, second = sorted(row, reverse=True)[:2] if len(row) > 1 else (row[0], row[0])
+        by_row = list(map(mul, map(abs, differences), self.shares))
+        worst, ours, theirs_likeliest = max(by_row), row.index(max(row)), theirs.index(max(theirs))
+        margin = 0.0
+        if ours != theirs_likeliest:
+            first, second = nlargest(2, row)
+            margin = first - second
         self.exact[pos] = row
-        self.steps.append(Step(pos, rms(differences) / noise, max(worst), worst.index(max(worst)), noise,
-                               row.index(first), theirs.index(max(theirs)), first - second))
+        self.steps.append(Step(pos, rms(differences) / noise, worst / noise, by_row.index(worst), noise, ours,
+                               theirs_likeliest, margin))
 
     def _operations(self, pos, events, noisy_events):
         if self.numbers.records is None:
