@@ -152,7 +152,7 @@ def other_matrices(rows: Callable, chosen: Iterable[str]) -> dict:
     def built(shard, name, l):
         _, n, columns = shard.checkpoint.tensors[name]
         return Rows(lambda first, last, check: rows(shard, name, l or 0, first, last), shard.checkpoint.release, Exact,
-                    range(n), columns, unpacked=n * columns < 2**18)
+                    range(n), columns, unpacked=n * columns < 2**16)
 
     return {"matrix": lambda self, name, l: (built(self.shard, name, l) if name in chosen
                                              else Operations.matrix(self, name, l))}
