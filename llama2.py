@@ -105,24 +105,24 @@ def rope(x: Sequence[float], cos: list[float], sin: list[float]) -> tuple[float,
     return R(list(chain(*zip(evens, odds, strict=True))))
 
 
-def attend(A, q: Sequence[float], keys: list, values: list) -> tuple[Sequence[float], Sequence[float]]:
-    """q (heads * hs), each head's keys (pos + 1, hs) and values (hs, pos + 1) -> weights (heads * (pos + 1)) and
-    attention (heads * hs).
-
-    A head compares its query with the key of every position so far; the softmax of the scores says in which
-    proportions it takes the positions' values. (Values stand in columns, so that both are a matrix times a vector.)
-    """
-    if not keys:  # more processes than heads
-        return (), ()
-    hs = len(q) // len(keys)
+def attention_weights(A, q: Sequence[float], keys: list) -> list[float]:
+    """q (heads * hs), each head's keys (pos + 1, hs) -> (heads * (pos + 1)): a head compares its query with the key of
+    every position so far, and the softmax of the scores says in which proportions it takes the positions' values."""
+    weights, hs = [], len(q) // max(1, len(keys))
     scale = r(sqrt(hs))
-    weights, attention = [], []
-    for query, k, v in zip(split(q, hs), keys, values, strict=True):
+    for query, k in zip(split(q, hs), keys, strict=True):
         scores = A.dots(k, A.operand(query))
-        p = softmax(A, R([s / scale for s in scores]))
-        weights += p
-        attention += A.dots(v, A.operand(p))
-    return weights, attention
+        weights += softmax(A, R([s / scale for s in scores]))
+    return weights
+
+
+def attention(A, weights: Sequence[float], values: list) -> list[float]:
+    """weights (heads * (pos + 1)), each head's values (hs, pos + 1) -> (heads * hs): those proportions of the values,
+    which stand in columns, so that this too is a matrix times a vector."""
+    result = []
+    for p, v in zip(split(weights, len(weights) // max(1, len(values))), values, strict=True):
+        result += A.dots(v, A.operand(p))
+    return result
 
 
 def swiglu(A, gate: Sequence[float], up: Sequence[float]) -> tuple[float, ...]:
@@ -160,10 +160,9 @@ async def forward(shard: Shard, token: int, pos: int, see: Callable, wanted: boo
         k = see(l, "k", rope(await matvec(w.wk, normed), cos, sin))                # (kv_dim)
         v = see(l, "v", await matvec(w.wv, normed))                                # (kv_dim)
         cache.append(k, v)
-        weights, attention = attend(A, q, cache.keys, cache.values)                # (n_heads * (pos + 1)), (dim)
-        see(l, "weights", weights)
-        attention = see(l, "attention", await gather(attention))                   # (dim)
-        out = see(l, "attention_out", await gather(await matvec(w.wo, attention))) # (dim)
+        weights = see(l, "weights", attention_weights(A, q, cache.keys))           # (n_heads * (pos + 1))
+        mixed = see(l, "attention", await gather(attention(A, weights, cache.values)))  # (dim)
+        out = see(l, "attention_out", await gather(await matvec(w.wo, mixed)))     # (dim)
         x = see(l, "attention_residual", residual(x, out))                         # (dim)
         # the feed-forward network, and the residual connection around it
         normed = see(l, "ffn_norm", rmsnorm(A, x, w.rms_ffn))                      # (dim)
@@ -279,9 +278,10 @@ class Tokenizer:
     Raises ValueError, naming the file, if the file is malformed. more tells whether it has more tokens than these.
     """
 
-    def __init__(self, path: str, vocab_size: int):
+    def __init__(self, path: str, vocab_size: int, data: bytes | None = None):
+        """data: the file's bytes, if they are at hand."""
         console.need_integer("vocab_size", vocab_size, 1, 2**24)
-        data = console.read_file(path)
+        data = console.read_file(path) if data is None else data
         self.path, self.sha256 = path, hashlib.sha256(data).hexdigest()
         self.vocab, self.scores = [], []  # token -> its bytes, its score
         offset = 4                        # the length of the longest token comes first; it is not needed

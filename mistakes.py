@@ -134,7 +134,7 @@ def around_mean(self, op, l, pos, y):
     x = self.norm_input(op, l, pos)
     mean = fsum(x) / len(x)
     deviation = rms([v - mean for v in x]) or inf
-    return [2 * (abs(v) + abs(w * mean) / deviation) for v, w in zip(y, self.norm_weight(op, l), strict=True)]
+    return [8 * (abs(v) + abs(w * mean) / deviation) for v, w in zip(y, self.norm_weight(op, l), strict=True)]
 
 
 def log_softmax(x: Sequence[float]) -> list[float]:
@@ -265,7 +265,7 @@ def know_rope(know: Callable) -> None:
             Operations.turn(self, i, pos)))
     know("RoPE's positions begin at 1, not at 0", ROPE, "operations", position=lambda self, pos: pos + 1)
     know("RoPE's positions begin at -1, not at 0", ROPE, "operations", position=lambda self, pos: pos - 1)
-    know("RoPE's position is always 1", ROPE, position=lambda self, pos: 1)
+    know("RoPE's position is always 1", ROPE, "operations", position=lambda self, pos: 1)
     for op, by in ("q", 1), ("q", -1), ("k", 1), ("k", -1):
         know(f"RoPE turns {op} by position {'pos + 1' if by > 0 else 'pos - 1'}", op, **within(
             "rotated", op, lambda self, op, y, pos, by=by: Operations.rotated(self, op, y, pos + by)))

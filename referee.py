@@ -1,0 +1,710 @@
+#!/usr/bin/env python3
+"""A dispute about a run, settled without the model: which of two logs is right where they part?
+
+    python3 llama2.py -t 0 -n 4 --trace a.trace --trace-level op     # two programs log the same run, and disagree
+    python3 referee.py ask a.trace b.trace                           # where, and what has to be revealed
+    python3 referee.py reveal a.trace 15 model.bin > a.reveal        # by a party that has the model
+    python3 referee.py rows model.bin w2 0 17 > w2.rows              # by anybody who has it
+    python3 referee.py judge a.trace b.trace a.reveal b.reveal w2.rows
+
+Both logs agree up to some event, so its inputs are committed in both; the header commits to every row of the weights;
+Both logs agree up to some event, so its inputs are committed in both; the header commits to each row of the weights;
+a product with a matrix, the one or two rows on which the first element depends that the parties do not share. It holds
+each against its hash, computes that element by definition, and says who is right: A, B or neither. If a party says
+nothing, the whole operation is computed from all its rows.
+
+Messages are files of one line each: JSON in ASCII without spaces, keys in this order, numbers as base64 (RFC 4648, with
+padding) of little-endian float32, hashes in hexadecimal. They hold nothing that the referee believes:
+
+    {"format":"llama2.py reveal 1","event":15,"inputs":["BASE64",..],"output":"BASE64"}
+        Of the event whose line has this index in the log (the header's is 0): its inputs, all in the order of `ask`, or
+        none; and the sender's own result, or "". An input has the hash that the log has for it, a result that of the
+        line in dispute. (Where a text alone is in dispute, the input is the tokenizer's file.)
+    {"format":"llama2.py rows 1","config":["HEX",..],"rows":[{"tensor":"w2","layer":0,"row":17,"values":"BASE64",
+     "path":["HEX",..]},..]}
+        Rows of the weights, each with its audit path to the header's `weights`, and the path of leaf 0, the config. The
+        tensors are embedding, rms_att, wq, wk, wv, wo, rms_ffn, w1, w2, w3, rms_final and classifier; layer is 0 where
+        there are none. The index of a row follows from config, tensor, layer and row.
+
+What it does not settle: a party that reveals nothing is not thereby wrong; a header to which both agreed can be that of
+a model which nobody meant; and in dialect c two C libraries can both be right.
+"""
+import argparse
+import base64
+import contextlib
+import hashlib
+import json
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import console
+import llama2
+import merkle
+import trace
+from arithmetic import ARITHMETIC, BYTE_ORDER
+from checkpoint import Checkpoint, Config
+from console import VerificationError, need
+from events import OPERATIONS, Layout, encode, is_hash
+
+# ----------------------------------------------------------------------------
+# Where the rows of a model stand in the tree over its weights
+
+
+def tensors(config: dict) -> list[tuple[str, int, int, int]]:
+    """(name, layer, rows, columns) of every tensor, in the order of the tree whose root a trace calls weights."""
+    c = Config(**config)
+    kv_dim = c.n_kv_heads * c.head_size
+    layer = [("rms_att", 1, c.dim), ("wq", c.dim, c.dim), ("wk", kv_dim, c.dim), ("wv", kv_dim, c.dim),
+             ("wo", c.dim, c.dim), ("rms_ffn", 1, c.dim), ("w1", c.hidden_dim, c.dim), ("w2", c.dim, c.hidden_dim),
+             ("w3", c.hidden_dim, c.dim)]
+    found = [("embedding", 0, c.vocab_size, c.dim)]
+    for l in range(c.n_layers):
+        found += [(name, l, rows, columns) for name, rows, columns in layer]
+    found.append(("rms_final", 0, 1, c.dim))
+    return found + [("classifier", 0, c.vocab_size, c.dim)] * (not c.shared_classifier)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the weights."""
+    tensor: str
+    layer: int
+    row: int
+
+    def __str__(self):
+        return f"{self.tensor} {self.layer} {self.row}"
+
+
+class Leaves:
+    """The leaves of the tree over the weights: leaf 0 is the config, then come the rows."""
+
+    def __init__(self, config: dict):
+        self.shared = config["shared_classifier"]
+        self.first, self.shape, self.size = {}, {}, 1  # (tensor, layer) -> index of its row 0; (rows, columns)
+        for name, l, rows, columns in tensors(config):
+            self.first[name, l], self.shape[name, l] = self.size, (rows, columns)
+            self.size += rows
+
+    def of(self, tensor: str, layer: int) -> tuple[str, int]:
+        """The tensor that serves as another: a shared classifier is the embedding."""
+        return ("embedding", 0) if tensor == "classifier" and self.shared else (tensor, layer)
+
+    def index(self, row: Row) -> int:
+        """The index of a row's leaf. Raises ValueError if there is no such row."""
+        where = self.of(row.tensor, row.layer)
+        if where not in self.first or not 0 <= row.row < self.shape[where][0]:
+            raise ValueError(f"the model has no row {row}")
+        return self.first[where] + row.row
+
+    def columns(self, row: Row) -> int:
+        """How many numbers a row has."""
+        return self.shape[self.of(row.tensor, row.layer)][1]
+
+
+# ----------------------------------------------------------------------------
+# What decides an event
+
+
+MATMULS = {"q": "wq", "k": "wk", "v": "wv", "attention_out": "wo", "gate": "w1", "up": "w3", "ffn_out": "w2",
+           "logits": "classifier"}
+
+
+@dataclass
+class Input:
+    """A vector (n), or a file, on which a result depends."""
+    name: str
+    event: int        # whose line commits to it; 0: the header
+    n: int            # numbers; of a file, at most so many bytes
+    committed: str    # its SHA-256
+    is_file: bool = False
+
+
+@dataclass
+class Task:
+    """How the result of an event is computed."""
+    op: str           # an operation's name; logits; next or text, of a step's line
+    layer: int | None
+    pos: int
+    n: int            # numbers of the result; 0 for next and text
+    inputs: list[Input]
+    tensor: Row | None  # the first row of the tensor that it needs
+    rows: int         # how many of them there are; an embedding needs one alone
+    single: bool      # can one element be computed by itself?
+
+
+class Event:
+    """An event of a log, and what its result follows from."""
+
+    def __init__(self, log: trace.Trace, index: int, kind: str = "logits"):
+        """kind: what is asked of a step's line: logits, next or text. Raises ValueError if there is no such event."""
+        if log.rust or log.header["level"] != "op":
+            raise VerificationError(log.path, "level", "op, of this program's own format",
+                                    "llama2-rs's format" if log.rust else log.header["level"])
+        if not 0 < index < len(log):
+            raise ValueError(f"{log.path}: has no event {index}; it has 1 to {len(log) - 1}")
+        self.log, self.index, self.header, self.layout = log, index, log.header, Layout(log.header)
+        self.config, self.leaves = Config(**self.header["config"]), Leaves(self.header["config"])
+        self.arithmetic = ARITHMETIC[self.header["arithmetic"]]
+        self.task = self._task(kind)
+
+    def where(self) -> str:
+        """The event's place, for the eye."""
+        t = self.task
+        return f"position {t.pos}, " + ("" if t.layer is None else f"layer {t.layer}, ") + t.op
+
+    def _event(self, pos, op, l=None):
+        """The index of an operation's line."""
+        if op in ("logits", "final_norm"):
+            return self.layout.step(pos) - (op == "final_norm")
+        return pos * self.layout.lines + 1 + (0 if op == "embedding" else 1 + 14 * l + OPERATIONS.index(op))
+
+    def _input(self, op, pos, l=None, n=None):
+        c, index = self.config, self._event(pos, op, l)
+        sizes = {"swiglu": c.hidden_dim, "gate": c.hidden_dim, "up": c.hidden_dim, "k": c.n_kv_heads * c.head_size,
+                 "v": c.n_kv_heads * c.head_size, "weights": c.n_heads * (pos + 1), "logits": c.vocab_size}
+        event = self.log.event(index)
+        name = f"{op} of position {pos}" + ("" if l is None else f", layer {l}")
+        return Input(name, index, sizes.get(op, c.dim), event["logits" if op == "logits" else "sha256"])
+
+    def _task(self, kind):
+        place, c = self.layout.place(self.index), self.config
+        pos, l, op = place["pos"], place.get("layer"), place.get("op", kind)
+
+        def inputs():
+            if op == "next":
+                return [self._input("logits", pos)]
+            if op == "text":
+                return [Input("the tokenizer's file", 0, 2**24, self.header["tokenizer"], True)]
+            if op == "embedding":
+                return []
+            if op == "final_norm":
+                return [self._input("ffn_residual", pos, c.n_layers - 1)]
+            if op == "logits":
+                return [self._input("final_norm", pos)]
+            if op == "weights":
+                return [self._input("q", pos, l), *[self._input("k", t, l) for t in range(pos + 1)]]
+            if op == "attention":
+                return [self._input("weights", pos, l), *[self._input("v", t, l) for t in range(pos + 1)]]
+            if op in ("attention_norm", "attention_residual"):
+                x = self._input("ffn_residual", pos, l - 1) if l else self._input("embedding", pos)
+                return [x] if op == "attention_norm" else [x, self._input("attention_out", pos, l)]
+            before = {"q": ["attention_norm"], "k": ["attention_norm"], "v": ["attention_norm"],
+                      "attention_out": ["attention"], "ffn_norm": ["attention_residual"], "gate": ["ffn_norm"],
+                      "up": ["ffn_norm"], "swiglu": ["gate", "up"], "ffn_out": ["swiglu"],
+                      "ffn_residual": ["attention_residual", "ffn_out"]}
+            return [self._input(name, pos, l) for name in before[op]]
+
+        tensor = {"embedding": "embedding", "attention_norm": "rms_att", "ffn_norm": "rms_ffn",
+                  "final_norm": "rms_final", **MATMULS}.get(op)
+        token = self.log.event(self.layout.step(pos - 1))["next"] if pos else self.header["tokens"][0]
+        first = tensor and Row(tensor, l or 0, token if op == "embedding" else 0)
+        n = 0 if op in ("next", "text") else self._input(op, pos, l).n
+        return Task(op, l, pos, n, inputs(), first, n if op in MATMULS else 1 if tensor else 0, op in MATMULS)
+
+    # -- the operations, by the blocks of llama2.py
+
+    def compute(self, inputs: Sequence, rows: Sequence[Sequence[float]], element: int | None) -> Any:
+        """inputs as in task, the rows that needed() names -> the result: of an operation the numbers, of which those
+        that the rows give; else the next token, or the text."""
+        t, A, hs = self.task, self.arithmetic, self.config.head_size
+        if t.op == "next":
+            return self._next(inputs[0])
+        if t.op == "text":
+            return self._text(inputs[0])
+        if t.op == "embedding":
+            return rows[0]
+        if t.op in ("attention_norm", "ffn_norm", "final_norm"):
+            return llama2.rmsnorm(A, inputs[0], rows[0])
+        if t.op in ("attention_residual", "ffn_residual"):
+            return llama2.residual(*inputs)
+        if t.op == "swiglu":
+            return llama2.swiglu(A, *inputs)
+        if t.op in ("weights", "attention"):
+            heads = [[x[h * hs:(h + 1) * hs] for x in inputs[1:]] for h in range(self.config.n_kv_heads)]
+            group = self.config.n_heads // self.config.n_kv_heads
+            if t.op == "weights":
+                matrices = [A.Matrix(keys) for keys in heads]
+            else:
+                matrices = [A.Matrix(list(zip(*values, strict=True))) for values in heads]
+            block = llama2.attention_weights if t.op == "weights" else llama2.attention
+            return block(A, inputs[0], [matrix for matrix in matrices for _ in range(group)])
+        product = A.dots(A.Matrix(rows), A.operand(inputs[0]))
+        if t.op not in ("q", "k"):
+            return product
+        cos, sin = llama2.rope_angles(A, t.pos, hs)
+        if element is not None:
+            pair = element % hs // 2
+            cos, sin = [cos[pair]], [sin[pair]]
+        return llama2.rope(product, cos, sin)
+
+    def _next(self, logits):
+        h, forced = self.header, self.header["tokens"]
+        if self.task.pos + 1 < len(forced):
+            return forced[self.task.pos + 1]
+        sampler = llama2.Sampler(h["temperature"], h["p_value"], h["seed"], h["rng"], h["arithmetic"])
+        if sampler.temperature:
+            for _ in range(self.task.pos + 1 - len(forced)):  # the coins of the steps before
+                sampler.coin()
+        return sampler.sample(logits)
+
+    def _text(self, data):
+        event = self.log.event(self.index)
+        piece = llama2.Tokenizer("the tokenizer's file", self.config.vocab_size, data).decode(event["token"],
+                                                                                            event["next"])
+        return piece.decode("utf-8", "backslashreplace")
+
+    def needed(self, element: int | None) -> list[Row]:
+        """The rows on which an element depends, or, if it is None, the whole result."""
+        t = self.task
+        if t.tensor is None:
+            return []
+        if not t.single or element is None:
+            return [Row(t.tensor.tensor, t.tensor.layer, t.tensor.row + i) for i in range(t.rows)]
+        elements = [element // 2 * 2, element // 2 * 2 + 1] if t.op in ("q", "k") else [element]
+        return [Row(t.tensor.tensor, t.tensor.layer, i) for i in elements]
+
+    def limit(self) -> int:
+        """Bytes that a message may have."""
+        t = self.task
+        columns = self.leaves.columns(t.tensor) if t.tensor else 0
+        numbers = sum(i.n for i in t.inputs) + t.n + t.rows * columns
+        return 2**16 + 6 * numbers + t.rows * 80 * self.leaves.size.bit_length()
+
+
+class Dispute(Event):
+    """Two logs of one run, and the event in which they part."""
+
+    def __init__(self, a: trace.Trace, b: trace.Trace):
+        """Raises VerificationError if they cannot be compared, or do not part."""
+        if a.lines[0] != b.lines[0]:
+            name = next((name for name in a.header if a.header[name] != b.header.get(name)), "format")
+            raise VerificationError(f"{b.path}, line 1 (header)", name, a.header[name], b.header.get(name))
+        count = min(len(a), len(b))
+        index = next((i for i in range(count) if a.lines[i] != b.lines[i]), 0)
+        if not index:
+            raise VerificationError(b.path, "lines", "one that differs", f"the same {count}, as far as both logs go")
+        events = [log.event(index) for log in (a, b)]
+        kind = next((kind for kind in ("logits", "next", "text") if events[0].get(kind) != events[1].get(kind)), "")
+        super().__init__(a, index, kind)
+        self.claims = [event.get("sha256") or event[kind] for event in events]  # what A and B say
+
+
+# ----------------------------------------------------------------------------
+# Messages
+
+
+def numbers(values: Iterable[float]) -> bytes:
+    """values (n) -> their bytes as little-endian float32."""
+    values = array("f", values)
+    if BYTE_ORDER:
+        values.byteswap()
+    return values.tobytes()
+
+
+def values_of(data: bytes) -> tuple[float, ...]:
+    """The inverse of numbers."""
+    values = array("f", data)
+    if BYTE_ORDER:
+        values.byteswap()
+    return tuple(values)
+
+
+def base64_of(data: bytes) -> str:
+    """RFC 4648, with padding."""
+    return base64.b64encode(data).decode()
+
+
+REVEAL = {"format": "llama2.py reveal 1", "event": int, "inputs": list, "output": str}
+ROWS = {"format": "llama2.py rows 1", "config": list, "rows": list}
+ONE_ROW = {"tensor": str, "layer": int, "row": int, "values": str, "path": list}
+
+
+def fits(value: Any, schema: dict) -> bool:
+    """Whether a value is an object with a schema's keys, in order, and kinds of values."""
+    return type(value) is dict and list(value) == list(schema) and all(
+        value[name] == kind if type(kind) is str else type(value[name]) is kind for name, kind in schema.items())
+
+
+def parse(path: str, data: bytes) -> dict:
+    """A message's bytes -> the message, its base64 decoded. Raises ValueError if it is not the one way to write it."""
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path}: not a message: not JSON") from None
+    if not (fits(message, REVEAL) or fits(message, ROWS)):
+        raise ValueError(f"{path}: neither a message of values, {REVEAL['format']!r}, nor one of rows, "
+                         f"{ROWS['format']!r}")
+    rows = message.get("rows", [])
+    paths = [message.get("config", []), *[row["path"] for row in rows if fits(row, ONE_ROW)]]
+    encoded = [*message.get("inputs", []), message.get("output", ""), *[row["values"] for row in rows
+                                                                       if fits(row, ONE_ROW)]]
+    if not all(fits(row, ONE_ROW) for row in rows):
+        raise ValueError(f"{path}: rows: must be objects of {', '.join(ONE_ROW)}")
+    if not all(is_hash(h) for hashes in paths for h in hashes):
+        raise ValueError(f"{path}: path: must be hashes of 64 hexadecimal digits")
+    decoded = []
+    for text in encoded:
+        try:
+            decoded.append(base64.b64decode(text, validate=True) if type(text) is str else None)
+        except ValueError:
+            decoded.append(None)
+        if decoded[-1] is None or base64_of(decoded[-1]) != text:
+            raise ValueError(f"{path}: not base64 (RFC 4648): {console.printable(text, 60)}")
+    try:
+        whole = encode(message)
+    except RecursionError:
+        whole = b""
+    if whole + b"\n" != data:
+        raise ValueError(f"{path}: not written as a message is: JSON in ASCII without spaces, on one line")
+    if "rows" in message:
+        for row, values in zip(rows, decoded[1:], strict=True):
+            row["values"] = values
+    else:
+        message["inputs"], message["output"] = decoded[:-1], decoded[-1]
+    return message
+
+
+def reveal_message(event: int, inputs: Sequence[bytes], output: bytes) -> bytes:
+    """A message of values."""
+    return encode({"format": REVEAL["format"], "event": event, "inputs": list(map(base64_of, inputs)),
+                   "output": base64_of(output)}) + b"\n"
+
+
+def rows_message(tree: merkle.MerkleTree, config: dict, checkpoint: Checkpoint, rows: Iterable[Row]) -> bytes:
+    """A message of rows; tree: the one over the weights (weights_tree)."""
+    leaves = Leaves(config)
+
+    def one(row):
+        index, (name, l) = leaves.index(row), leaves.of(row.tensor, row.layer)
+        (values,) = checkpoint.rows(name, l, row.row, row.row + 1)
+        return {"tensor": row.tensor, "layer": row.layer, "row": row.row, "values": base64_of(numbers(values)),
+                "path": [h.hex() for h in tree.inclusion_proof(index)]}
+
+    return encode({"format": ROWS["format"], "config": [h.hex() for h in tree.inclusion_proof(0)],
+                   "rows": list(map(one, rows))}) + b"\n"
+
+
+def weights_tree(checkpoint: Checkpoint) -> merkle.MerkleTree:
+    """The tree over a model's config and rows."""
+    tree = merkle.MerkleTree()
+    tree.append(merkle.leaf_hash(encode(vars(checkpoint.config))))
+    for row in checkpoint.tree_rows():
+        tree.append(merkle.leaf_hash(row))
+    return tree
+
+
+# ----------------------------------------------------------------------------
+# The judge
+
+
+@dataclass
+class Evidence:
+    """What the messages say and the logs commit to."""
+    inputs: list | None = None  # vectors, or the tokenizer's file
+    outputs: list = field(default_factory=lambda: [None, None])  # of A and B, as bytes
+    rows: dict = field(default_factory=dict)                     # Row -> values
+
+    def take(self, dispute: Dispute, path: str, data: bytes) -> str:
+        """Check a message and add what it opens -> a word on that. Raises ValueError for what is not a message, and
+        VerificationError for one that is not what was committed to."""
+        message = parse(path, data)
+        return self._rows(dispute, path, message) if "rows" in message else self._values(dispute, path, message)
+
+    def _values(self, dispute, path, message):
+        task, opened = dispute.task, []
+        if message["event"] != dispute.index:
+            raise VerificationError(path, "event", dispute.index, message["event"])
+        if message["inputs"]:
+            if len(message["inputs"]) != len(task.inputs):
+                raise VerificationError(path, "inputs", len(task.inputs), len(message["inputs"]))
+            for wanted, data in zip(task.inputs, message["inputs"], strict=True):
+                self._check(path, wanted.name, data, None if wanted.is_file else wanted.n, wanted.committed)
+            self.inputs = [data if wanted.is_file else values_of(data)
+                           for wanted, data in zip(task.inputs, message["inputs"], strict=True)]
+            opened.append("the inputs")
+        if message["output"]:
+            digest = hashlib.sha256(message["output"]).hexdigest()
+            claims = dispute.claims
+            if digest not in claims or not task.n:
+                raise VerificationError(path, "output", " or ".join(map(str, claims)), digest)
+            self._check(path, "output", message["output"], task.n, digest)
+            self.outputs[claims.index(digest)] = message["output"]
+            opened.append(f"the result of {'AB'[claims.index(digest)]}")
+        return " and ".join(opened) or "nothing"
+
+    @staticmethod
+    def _check(path, name, data, n, committed):
+        if n is not None and len(data) != 4 * n:
+            raise VerificationError(path, f"{name}: size", 4 * n, len(data))
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != committed:
+            raise VerificationError(path, name, committed, digest)
+
+    def _rows(self, dispute, path, message):
+        root, leaves = bytes.fromhex(dispute.header["weights"]), dispute.leaves
+
+        def check(name, leaf, index, hashes):
+            try:
+                merkle.verify_inclusion(merkle.leaf_hash(leaf), index, leaves.size, list(map(bytes.fromhex, hashes)),
+                                        root)
+            except merkle.ProofError as error:
+                raise VerificationError(path, name, f"leaf {index} of the header's weights", str(error)) from None
+
+        check("config", encode(dispute.header["config"]), 0, message["config"])
+        names = []
+        for entry in message["rows"]:
+            row = Row(entry["tensor"], entry["layer"], entry["row"])
+            try:
+                index = leaves.index(row)
+            except ValueError as error:
+                raise VerificationError(path, "row", "one of the model", str(error)) from None
+            check(f"row {row}", entry["values"], index, entry["path"])
+            self.rows[row] = values_of(entry["values"])
+            names.append(str(row))
+        return f"rows: {len(names)}" if len(names) > 3 else f"rows {', '.join(names)}"
+
+
+def first_difference(a: bytes, b: bytes) -> int:
+    """The first element in which two results differ, in their bits."""
+    return next(i for i in range(len(a) // 4) if a[4 * i:4 * i + 4] != b[4 * i:4 * i + 4])
+
+
+def judge(dispute: Dispute, evidence: Evidence) -> list[str]:
+    """What the evidence decides: the lines of the verdict, of which the last is `A is right`, `B is right`, `neither is
+    right`, or what is still needed."""
+    task, element, lines = dispute.task, None, []
+    if evidence.inputs is None and task.inputs:
+        return [f"needed: a message of values with the inputs of event {dispute.index}"]
+    a, b = evidence.outputs
+    if task.single and a and b:
+        element = first_difference(a, b)
+    missing = [row for row in dispute.needed(element) if row not in evidence.rows]
+    if missing:
+        silent = [name for name, output in zip("AB", (a, b), strict=True) if task.single and not output]
+        some = ", ".join(map(str, missing[:4])) + (", .." if len(missing) > 4 else "")
+        shorter = f" (or the result of {' and '.join(silent)}, and fewer rows)" if silent else ""
+        return [f"needed: a message of rows with {some}: {len(missing)} in all{shorter}"]
+    rows = [evidence.rows[row] for row in dispute.needed(element)]
+    try:
+        result = dispute.compute(evidence.inputs or [], rows, element)
+    except (ValueError, OverflowError, ZeroDivisionError) as error:
+        raise VerificationError(dispute.log.path, "inputs", "numbers that a run can have", str(error)) from None
+    if element is not None:
+        own = result[element % 2] if task.op in ("q", "k") else result[0]
+        claimed = [output[4 * element:4 * element + 4] for output in (a, b)]
+        (of_a,), (of_b,) = map(values_of, claimed)
+        lines.append(f"element {element} of {task.n}: A {of_a!r}, B {of_b!r}, by definition {own!r}")
+        right = [numbers([own]) == bits for bits in claimed]
+    else:
+        claimed = hashlib.sha256(numbers(result)).hexdigest() if task.n else result
+        lines.append(f"A {console.printable(dispute.claims[0], 100)}, B {console.printable(dispute.claims[1], 100)}, "
+                     f"by definition {console.printable(claimed, 100)}")
+        right = [claimed == claim for claim in dispute.claims]
+    if dispute.header["arithmetic"] == "c":
+        lines.append("in dialect c this holds for the C library of the machine that judged")
+    return [*lines, "A is right" if right[0] else "B is right" if right[1] else "neither is right"]
+
+
+# ----------------------------------------------------------------------------
+# The parties
+
+
+class Party:
+    """Somebody who has a model, and makes the run of a log again up to an event."""
+
+    def __init__(self, event: Event, checkpoint: str, tokenizer: str | None = None):
+        self.event, self.tokenizer, self.results = event, tokenizer, {}  # results: index of an event -> its bytes
+        log, layout = event.log, event.layout
+        with llama2.Transformer(checkpoint, log.header["arithmetic"]) as model:
+            if vars(model.config) != log.header["config"]:
+                raise VerificationError(f"{log.path}, line 1 (header)", "config", vars(model.config),
+                                        log.header["config"])
+            token = log.header["tokens"][0]
+            for pos in range(event.task.pos + 1):
+                seen = []
+                row = model.forward(token, pos, lambda layer, op, values, seen=seen: seen.append(values))
+                for i, values in enumerate([*seen, row], pos * layout.lines + 1):
+                    self.results[i] = numbers(values)
+                if pos < event.task.pos:
+                    token = log.event(layout.step(pos))["next"]
+
+    def inputs(self) -> list[bytes]:
+        """The inputs of the event. Raises VerificationError if they are not those of the log."""
+        found = []
+        for wanted in self.event.task.inputs:
+            if wanted.is_file and self.tokenizer is None:
+                raise ValueError("the event is settled by the tokenizer's file: give it with -z")
+            found.append(console.read_file(self.tokenizer) if wanted.is_file else self.results[wanted.event])
+            digest = hashlib.sha256(found[-1]).hexdigest()
+            if digest != wanted.committed:
+                raise VerificationError(self.event.log.path, wanted.name, wanted.committed, digest)
+        return found
+
+    def output(self) -> bytes:
+        """The numbers that the model has for the event; none where it has no numbers of its own."""
+        return self.results[self.event.index] if self.event.task.n else b""
+
+
+# ----------------------------------------------------------------------------
+# Command line
+
+
+def read_dispute(args: argparse.Namespace) -> Dispute:
+    """The dispute of two log files, held against the heads that were published."""
+    logs = [trace.read(args.a), trace.read(args.b)]
+    for log, published in zip(logs, args.roots or [], strict=False):
+        log.check_head(published)
+    return Dispute(*logs)
+
+
+def ask(args: argparse.Namespace, out: TextIO) -> int:
+    """Where two logs part, and what has to be revealed."""
+    show(read_dispute(args), out)
+    return 0
+
+
+def show(dispute: Dispute, out: TextIO) -> None:
+    """Print what a dispute is about, and what it takes to settle it."""
+    task = dispute.task
+    print(f"the logs part at event {dispute.index}: {dispute.where()}", file=out)
+    for name, claim in zip("AB", dispute.claims, strict=True):
+        print(f"  {name}: {console.printable(claim, 100)}", file=out)
+    print("to be revealed: " + (", ".join(wanted.name for wanted in task.inputs[:3])
+                                + (f", .. ({len(task.inputs)} in all)" if len(task.inputs) > 3 else "")
+                                or "no inputs")
+          + (", and the results of both" if task.single else ""), file=out)
+    option = "" if task.op not in ("next", "text") else f" --of {task.op}"
+    print(f"  referee.py reveal LOG {dispute.index} CHECKPOINT{option}", file=out)
+    if task.tensor:
+        what = "ROW" if task.single else str(task.tensor.row)
+        print(f"  referee.py rows CHECKPOINT {task.tensor.tensor} {task.tensor.layer} {what}", file=out)
+
+
+def reveal(args: argparse.Namespace, out: TextIO) -> int:
+    """A message of values."""
+    event = Event(trace.read(args.trace), args.event, args.of)
+    party = Party(event, args.checkpoint, args.tokenizer)
+    inputs, output = ([] if args.output else party.inputs()), party.output()
+    said = event.log.event(event.index)
+    claim = said.get("sha256") or said["logits"]
+    if output and hashlib.sha256(output).hexdigest() != claim:
+        if args.output:
+            raise VerificationError(event.log.path, event.where(), claim, hashlib.sha256(output).hexdigest())
+        output = b""  # the model does not give what the log says: it can reveal the inputs alone
+    out.write(reveal_message(event.index, inputs, output).decode())
+    return 0
+
+
+def rows(args: argparse.Namespace, out: TextIO) -> int:
+    """A message of rows."""
+    with contextlib.closing(Checkpoint(args.checkpoint)) as checkpoint:
+        config = vars(checkpoint.config)
+        leaves = Leaves(config)
+        where = leaves.of(args.tensor, args.layer)
+        need("tensor and layer", f"{args.tensor} {args.layer}", where in leaves.shape, "of the model")
+        wanted = [Row(args.tensor, args.layer, row) for row in args.row or range(leaves.shape[where][0])]
+        for row in wanted:
+            leaves.index(row)
+        out.write(rows_message(weights_tree(checkpoint), config, checkpoint, wanted).decode())
+    return 0
+
+
+def decide(args: argparse.Namespace, out: TextIO) -> int:
+    """The verdict over messages."""
+    dispute, evidence = read_dispute(args), Evidence()
+    for path in args.messages:
+        evidence.take(dispute, path, console.read_file(path, dispute.limit()))
+    print(*judge(dispute, evidence), sep="\n", file=out)
+    return 0
+
+
+def settle(args: argparse.Namespace, out: TextIO) -> int:
+    """Play the referee, and every party whose log the model reproduces."""
+    dispute, evidence = read_dispute(args), Evidence()
+    show(dispute, out)
+    print(f"{'message':14}{'from':22}{'bytes':>10}  opens", file=out)
+
+    def take(kind, source, name, data):
+        opened = evidence.take(dispute, name, data)
+        print(f"{kind:14}{source:22}{len(data):10}  {opened}", file=out)
+
+    for path in args.messages:
+        data = console.read_file(path, dispute.limit())
+        take("rows" if b'"rows"' in data[:4096] else "values", "a file", path, data)
+    party = Party(dispute, args.checkpoint, args.tokenizer)
+    output = party.output()
+    digest = hashlib.sha256(output).hexdigest()
+    side = dispute.claims.index(digest) if output and digest in dispute.claims else None
+    wanted = [] if evidence.inputs is not None else party.inputs()
+    if wanted or side is not None and evidence.outputs[side] is None:
+        take("values", "whoever has the model" if side is None else "AB"[side], "the model's values", reveal_message(
+            dispute.index, wanted, b"" if side is None else output))
+    a, b = evidence.outputs
+    element = None
+    if dispute.task.single and a and b:
+        element = first_difference(a, b)
+    missing = [row for row in dispute.needed(element) if row not in evidence.rows]
+    if missing:
+        with contextlib.closing(Checkpoint(args.checkpoint)) as checkpoint:
+            take("rows", "whoever has the model", "the model's rows", rows_message(
+                weights_tree(checkpoint), dispute.header["config"], checkpoint, missing))
+    print(*judge(dispute, evidence), sep="\n", file=out)
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = console.Parser(prog="referee.py", description="Settle where two op-level logs of one run part, without "
+                            "the model.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=console.Parser)
+
+    def command(name, function, text, *arguments):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(function=function)
+        for argument in arguments:
+            sub.add_argument(argument)
+        return sub
+
+    def roots(sub):
+        sub.add_argument("--roots", nargs=2, type=trace.root_argument, metavar="HEAD",
+                         help="the heads that A and B published, SIZE:HEX")
+
+    def tokenizer(sub):
+        sub.add_argument("-z", "--tokenizer", help="where the text alone is in dispute")
+
+    roots(command("ask", ask, "where two logs part, and what has to be revealed", "a", "b"))
+    sub = command("reveal", reveal, "a party's message: inputs and result of an event", "trace")
+    sub.add_argument("event", type=int)
+    sub.add_argument("checkpoint")
+    sub.add_argument("--output", action="store_true", help="the result alone, if the inputs are revealed by another")
+    sub.add_argument("--of", choices=["logits", "next", "text"], default="logits", help="of a step's line, what is in "
+                     "dispute (default: logits)")
+    tokenizer(sub)
+    sub = command("rows", rows, "rows of the weights, with their paths", "checkpoint", "tensor")
+    sub.add_argument("layer", type=int)
+    sub.add_argument("row", type=int, nargs="*", help="default: all rows")
+    sub = command("judge", decide, "who is right, by the messages", "a", "b")
+    sub.add_argument("messages", nargs="*")
+    roots(sub)
+    sub = command("settle", settle, "play the referee and every party whose log the model reproduces", "a", "b",
+                  "checkpoint")
+    sub.add_argument("messages", nargs="*", help="of the other party")
+    roots(sub)
+    tokenizer(sub)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line -> the exit code: console.exit_code's."""
+    def run():
+        args = parse_arguments(argv)
+        return args.function(args, sys.stdout)
+
+    return console.exit_code("referee.py", run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
