@@ -4,6 +4,7 @@
     python3 bench.py [PYTHON ...]    # on this Python, or on those given
 """
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -20,6 +21,8 @@ from array import array
 from itertools import chain, repeat
 
 import llama2
+import merkle
+import referee
 import trace
 import workers
 from arithmetic import Exact
@@ -171,6 +174,77 @@ def measure_worker(path, arithmetic, positions, workers):
         return {"rate": positions / (time.perf_counter() - begin), "trips": trips, "bytes": size}
 
 
+def measure_referee(path, arithmetic, op, pos):
+    """A dispute over one operation of a model of 7B's shape: bytes of all messages, seconds and memory of the judge.
+
+    The logs are made up: their hashes are of nothing, but for those of what is opened. So are the weights, but their
+    tree has all of its 1,425,474 leaves.
+    """
+    config = {"dim": 4096, "hidden_dim": 11008, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "vocab_size": 32000,
+              "seq_len": 2048, "shared_classifier": False}
+    rng, leaves = random.Random(1), referee.Leaves(config)
+
+    def vector(n):
+        return struct.pack(f"<{n}f", *[rng.gauss(0, 1) for _ in range(n)])
+
+    row, tree = vector(11008), merkle.MerkleTree()
+    opened = {0: referee.encode(config), leaves.index(referee.Row("w2", 31, 17)): row}
+    for i in range(leaves.size):
+        tree.append(merkle.leaf_hash(opened.get(i, i.to_bytes(4, "big"))))
+    header = {"format": trace.FORMAT, "model": "0" * 64, "weights": tree.root().hex(), "config": config,
+              "tokenizer": "0" * 64, "arithmetic": "exact", "rng": "xorshift64*", "temperature": 0.0, "p_value": 0.9,
+              "seed": 1, "steps": 200, "level": "op", "prompt": "", "tokens": [1]}
+    layout = trace.Layout(header)
+    events = [header, *[layout.place(i) for i in range(1, layout.step(pos) + 1)]]
+    for event in events[1:]:
+        event.update({"sha256": "0" * 64} if "op" in event else {"token": 5 if event["pos"] else 1, "next": 5,
+                                                                  "text": "", "logits": "0" * 64})
+    index = events.index({"pos": pos, "layer": 31, "op": op, "sha256": "0" * 64})
+
+    def log(name, claims):
+        with open(name, "wb") as file:
+            for i, event in enumerate(events):
+                file.write(trace.encode({**event, "sha256": claims[i]} if i in claims else event) + b"\n")
+        return name
+
+    with tempfile.TemporaryDirectory() as folder:
+        a, b = (os.path.join(folder, name) for name in "ab")
+        task = referee.Event(trace.read(log(a, {})), index).task
+        inputs = [vector(wanted.n) for wanted in task.inputs]
+        claims = {wanted.event: hashlib.sha256(data).hexdigest()
+                  for wanted, data in zip(task.inputs, inputs, strict=True)}
+        dispute = referee.Event(trace.read(log(a, claims)), index)
+        result = vector(task.n)
+        if task.single:
+            (own,) = dispute.compute([referee.values_of(inputs[0])], [referee.values_of(row)], 17)
+            result = result[:68] + struct.pack("<f", own) + result[72:]
+        else:
+            result = referee.numbers(dispute.compute(list(map(referee.values_of, inputs)), [], None))
+        false = result[:68] + struct.pack("<f", 0.0) + result[72:]
+        log(a, {**claims, index: hashlib.sha256(result).hexdigest()})
+        log(b, {**claims, index: hashlib.sha256(false).hexdigest()})
+        messages = [referee.reveal_message(index, inputs, result if task.single else b"")]
+        if task.single:
+            messages.append(referee.reveal_message(index, [], false))
+            paths = [[h.hex() for h in tree.inclusion_proof(i)] for i in opened]
+            messages.append(referee.encode({"format": referee.ROWS["format"], "config": paths[0], "rows": [
+                {"tensor": "w2", "layer": 31, "row": 17, "values": referee.base64_of(row), "path": paths[1]}]}) + b"\n")
+        for i, message in enumerate(messages):
+            with open(os.path.join(folder, f"message{i}"), "wb") as file:
+                file.write(message)
+        code = ("import re, sys, time; begin = time.perf_counter(); import bench, referee\n"
+                "referee.main(sys.argv[1:]); print(time.perf_counter() - begin, bench.peak_memory())")
+        done = subprocess.run([sys.executable, "-c", code, "judge", a, b, *[
+            os.path.join(folder, f"message{i}") for i in range(len(messages))]], stdout=subprocess.PIPE, text=True,
+            check=True, env={**os.environ, "PYTHONPATH": HERE})
+        *_, verdict, figures = done.stdout.splitlines()
+        assert verdict == "A is right", done.stdout
+        seconds, megabytes = map(float, figures.split())
+    name = f"{op} at position {pos}"
+    return {f"7B, {name}: KB revealed": sum(map(len, messages)) / 1000, f"7B, {name}: seconds to judge": seconds,
+            f"7B, {name}: MB to judge": megabytes}
+
+
 def measure_start(path, arithmetic):
     """From the command to its first word."""
     like = [] if arithmetic == "exact" else ["--like", "llama2.c"]
@@ -208,6 +282,9 @@ def measure(pythons, rounds=5):
                     if arithmetic == "exact":
                         parts += [["trace", path, arithmetic, n, level] for level in trace.LEVELS]
                         parts += [["workers", path, arithmetic, n], ["mapped", path, arithmetic, n]]
+                    if (name, arithmetic, turn) == ("260K", "exact", 0):
+                        parts += [["referee", path, arithmetic, *event] for event in (
+                            ("ffn_out", 0), ("weights", 100), ("attention", 100))]
                     for part in parts:
                         for python in pythons:
                             done = subprocess.run([python, __file__, "--part", *map(str, part)],

@@ -542,7 +542,7 @@ def first_window(wrong: dict) -> int:
 
 
 def cover(complete: dict, explained: dict, wrong: dict) -> list[str]:
-    """The fewest names that explain all wrong operations which any explains: whole mistakes, then parts of some."""
+    """The fewest names that explain all wrong operations: whole mistakes, then parts of some, then what is left."""
     names, left = [], set(wrong)
     for table, whole in (complete, True), (explained, False):
         while best := max([set(ops) & left for ops in table.values()], key=len, default=None):
@@ -551,6 +551,8 @@ def cover(complete: dict, explained: dict, wrong: dict) -> list[str]:
             text = "; or ".join(same[:3]) + ("; or .." if len(same) > 3 else "")
             names.append(text if whole else f"{text} (in {', '.join(sorted(best))} alone)")
             left -= best
+    if names and left:
+        names.append(f"one that is not known, in {', '.join(op for op in wrong if op in left)}")
     return names
 
 

@@ -350,6 +350,11 @@ def test_two_mistakes_are_both_named(path, judge):
     assert "GELU, by tanh" in both and "h % kv_heads" in both and both.startswith("two mistakes: ")
 
 
+def test_what_no_known_mistake_explains_is_left_over(path, judge):
+    verdict = judge(Port(path, "ReLU", "residual times 0.99"))
+    assert verdict.operations.found == ["ReLU stands for SiLU", "one that is not known, in ffn_residual"]
+
+
 @pytest.mark.parametrize("fault", ["residual times 0.99", "logits capped"])
 def test_a_mistake_that_is_not_known_is_wrong_and_has_no_name(path, judge, fault):
     verdict = judge(Port(path, fault))
