@@ -113,11 +113,13 @@ def rounded_softmax(scores: Callable, exponentials: Callable, results: Callable)
     return {"probabilities": probabilities}
 
 
-def widened(extra: Callable) -> dict:
+def widened(ops: Sequence[str], extra: Callable) -> dict:
     """Operations.errors, with room for a formula in which numbers cancel: u extra(self, op, l, pos, y) (n) more."""
     def errors(self, op, l, pos, y):
-        more = [U * abs(v) for v in extra(self, op, l, pos, y)]
         sigma, bound = Operations.errors(self, op, l, pos, y)
+        if op not in ops:
+            return sigma, bound
+        more = [U * abs(v) for v in extra(self, op, l, pos, y)]
         return list(map(add, sigma, more)), [b + 8 * m for b, m in zip(bound, more, strict=True)]
 
     return {"errors": errors}
@@ -313,7 +315,7 @@ def know_norms(know: Callable, L: int) -> None:
     know("epsilon is added outside of the root", tuple(NORMS),
          inverse_root=lambda self, mean: 1 / (sqrt(mean) + self.epsilon))
     know("LayerNorm, which takes off the mean, stands for RMSNorm", tuple(NORMS), normalized=layer_normalized,
-         **widened(around_mean))
+         **widened(tuple(NORMS), around_mean))
     know("norms divide by the root of the sum of squares, not of their mean", tuple(NORMS),
          normalized=lambda self, x: [v / sqrt(len(x)) for v in Operations.normalized(self, x)])
     know("the norms' weights are missing", tuple(NORMS), norm_weight=lambda self, op, l: (1.0,) * self.config.dim)
@@ -339,7 +341,7 @@ def know_norms(know: Callable, L: int) -> None:
 def know_feed_forward(know: Callable) -> None:
     """The feed-forward network, and the residual connections."""
     for name, function in ACTIVATIONS.items():
-        know(f"{name} stands for SiLU", "swiglu", activation=function, **widened(lambda self, op, l, pos, y: list(map(
+        know(f"{name} stands for SiLU", "swiglu", activation=function, **widened(["swiglu"], lambda self, op, l, pos, y: list(map(
             mul, self.get("gate", l, pos), self.get("up", l, pos)))))
     swap = {"w1": "w3", "w3": "w1"}
     know("w1 and w3 are swapped", ("gate", "up"), **renamed("matrix", swap))

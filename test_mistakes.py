@@ -344,6 +344,7 @@ def test_two_mistakes_are_both_named(path, judge):
     verdict = judge(Port(path, "RoPE of halves", "epsilon 1e-6"))
     assert sorted(name.split(",")[0] for name in verdict.operations.found) == [
         "RoPE turns halves", "epsilon is 1e-06"]
+    assert len(judge(Port(path, "LayerNorm", "no attention residual")).operations.found) == 2
     verdict = judge(Port(path, "GELU", "heads % kv_heads"))
     assert len(verdict.operations.found) == 2
     (both,) = verdict.logits.found
