@@ -61,6 +61,7 @@ if not hasattr(trace, "Log"):
 
 import compare
 import console
+import page
 from arithmetic import ARITHMETIC, R, r, running_sums
 from checkpoint import Checkpoint
 from console import VerificationError
@@ -253,6 +254,12 @@ class Transformer:
         self.length, self.whole = pos + len(tokens), True
         return logits
 
+    def logits_after(self, outputs: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+        """What the model would say if its layers ended earlier: outputs of layers, (n, dim) -> (n, vocab). In one
+        process."""
+        final = [rmsnorm(self.shard.arithmetic, x, self.shard.rms_final) for x in outputs]
+        return self.shard.classifier.times(final) if final else []
+
     def close(self) -> None:
         """End the workers and let go of the file."""
         self.team.close()
@@ -399,18 +406,17 @@ class Sampler:
         bits, self.state = GENERATORS[self.rng](self.state)
         return bits / 2**24
 
-    def sample(self, logits: Sequence[float]) -> int:
-        """logits (vocab) -> a token. Raises ValueError if the temperature is so small that they overflow."""
+    def choices(self, logits: Sequence[float]) -> tuple[Sequence[int], Iterable[float], float, Sequence[float]]:
+        """logits (vocab), at a temperature above 0 -> the tokens to choose from (n), their running sums (n), what a
+        coin is multiplied by, and the probabilities of all (vocab). Raises ValueError if the temperature is so small
+        that they overflow."""
         temperature, p = r(self.temperature), r(self.p_value)
-        if temperature == 0.0:
-            return logits.index(max(logits))
         scaled = R([v / temperature for v in logits])
         if not isfinite(sum(scaled)):
             raise ValueError(f"temperature is {self.temperature}, so small that logits / temperature overflow")
         probabilities = softmax(self.arithmetic, scaled)
-        coin = self.coin()
         if p <= 0.0 or p >= 1.0:
-            return pick(range(len(probabilities)), running_sums(probabilities), coin)
+            return range(len(probabilities)), running_sums(probabilities), 1.0, probabilities
         # top-p: drop what is too improbable to be among the top, then sort
         cutoff = r(r(1.0 - p) / max(1, len(probabilities) - 1))
         tokens = [token for token, v in enumerate(probabilities) if v >= cutoff]
@@ -421,7 +427,14 @@ class Sampler:
             sums.append(total)
             if total > p:
                 break
-        return pick(tokens, sums, r(coin * sums[-1]))
+        return tokens[:len(sums)], sums, sums[-1], probabilities
+
+    def sample(self, logits: Sequence[float]) -> int:
+        """logits (vocab) -> a token. Raises as choices does."""
+        if r(self.temperature) == 0.0:
+            return logits.index(max(logits))
+        tokens, sums, total, _ = self.choices(logits)
+        return pick(tokens, sums, r(self.coin() * total))
 
 
 def pick(tokens: Sequence[int], sums: Iterable[float], coin: float) -> int:
@@ -520,9 +533,10 @@ LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama
 
 # Options that need another one, and those that cannot stand beside another
 NEEDS = {"trace_level": "trace", "verify_iteration": "verify", "root": "verify", "text": "verify"}
-APART = {"verify": ("trace", "logits", "dump", "compare"), "input_prompt": ("tokens",),
-         "explain_text": ("verify", "trace", "logits", "dump", "compare"), "compare": ("trace", "logits", "dump")}
-NOT_IN_CHAT = ("trace", "verify", "logits", "dump", "compare", "tokens")
+WRITTEN = ("trace", "logits", "dump", "page")
+APART = {"verify": (*WRITTEN, "compare"), "input_prompt": ("tokens",), "compare": WRITTEN,
+         "explain_text": ("verify", *WRITTEN, "compare")}
+NOT_IN_CHAT = (*WRITTEN, "verify", "compare", "tokens")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -552,6 +566,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--logits", metavar="FILE", help="write every step's logits as an array of numpy, float32 (steps, vocabulary)")
     add("--dump", metavar="FILE", help="write every operation and the logits, as the records of compare.py")
     add("--compare", metavar="FILE", help="another program's logits or operations: rounding, or a bug?")
+    add("--page", metavar="FILE", help="write the run as a page of HTML, to look at")
     add("--version", action="version", version=f"llama2.py {VERSION}")
     args = parser.parse_args(argv)
 
@@ -565,6 +580,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"argument --trace-level: {args.trace_level}, but llama2-rs's format has steps alone")
     if args.steps is not None and args.steps < 0:
         parser.error(f"argument -n/--steps: {args.steps}, must be 0 or more")
+    if args.page is not None and (args.like == "llama2-rs" or args.workers > 1):
+        parser.error("--page needs a trace of this program's own format, and one process: no --like llama2-rs, and no "
+                     "--workers")
     if args.compare is not None and (args.temperature or args.like or args.workers > 1):
         parser.error("--compare takes the likeliest tokens, in exact arithmetic and one process: no --temperature, "
                      "--like or --workers; give the tokens of any other text with --tokens")
@@ -674,13 +692,16 @@ def tell(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
     """Generate a text, and pass each step to all that is asked for: the printed text, the files of logits and of
     operations, the trace -> the exit code."""
     check_length(run.tokens, run.transformer)  # generate would check it only after the files have been opened
-    outputs = {"--trace": args.trace, "--logits": args.logits, "--dump": args.dump}
+    outputs = {f"--{name}": getattr(args, name) for name in WRITTEN}
     console.check_outputs(outputs, [run.path, run.tokenizer.path])
     log, sinks, observers = None, [console.Text(out, run.like)], []
     if args.logits is not None:
         sinks.append(compare.LogitsFile(args.logits, run.transformer.config.vocab_size))
     if args.dump is not None:
         sinks.append(compare.DumpFile(args.dump))
+        observers.append(sinks[-1].operation)
+    if args.page is not None:
+        sinks.append(page.Page(args.page, run.transformer, run.tokenizer, run.sampler, run.header()))
         observers.append(sinks[-1].operation)
     with contextlib.ExitStack() as files:
         if args.trace is not None:

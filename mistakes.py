@@ -338,11 +338,15 @@ def know_norms(know: Callable, L: int) -> None:
         "norm_input", "ffn_norm", lambda self, op, l, pos: self.x(l, pos)))
 
 
+def product_of_both(self, op, l, pos, y):
+    """gate * up, (hidden_dim)"""
+    return list(map(mul, self.get("gate", l, pos), self.get("up", l, pos)))
+
+
 def know_feed_forward(know: Callable) -> None:
     """The feed-forward network, and the residual connections."""
     for name, function in ACTIVATIONS.items():
-        know(f"{name} stands for SiLU", "swiglu", activation=function, **widened(["swiglu"], lambda self, op, l, pos, y: list(map(
-            mul, self.get("gate", l, pos), self.get("up", l, pos)))))
+        know(f"{name} stands for SiLU", "swiglu", activation=function, **widened(["swiglu"], product_of_both))
     swap = {"w1": "w3", "w3": "w1"}
     know("w1 and w3 are swapped", ("gate", "up"), **renamed("matrix", swap))
     know("SiLU is applied to w3 x, not to w1 x", "swiglu", "operations", swiglu=lambda self, l, pos: list(map(

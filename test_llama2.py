@@ -327,7 +327,7 @@ def test_a_turn_that_the_context_does_not_hold_is_refused(tokenizer):
     *[(["--compare", "x", *more], "--compare takes the likeliest tokens")
       for more in (["-t", "0.5"], ["--like", "llama2.c"], ["--workers", "2"])],
     *[(["--compare", "x", f"--{option}", "y"], f"--{option} and --compare: one at a time")
-      for option in ("trace", "logits", "dump")],
+      for option in ("trace", "logits", "dump", "page")],
     (["--trace", "x", "--like", "llama2-rs", "--trace-level", "op"], "argument --trace-level: op, but llama2-rs's"),
     *[(["-m", "chat", option, "x"], f"{option} belongs to mode generate, not to chat")
       for option in ("--trace", "--verify", "--logits", "--dump", "--compare")]])
@@ -594,7 +594,7 @@ def test_the_golden_story(tmp_path, capfdbinary):
 def readme(tmp_path):
     """A copy of the files that the README's commands use, and a shell for them."""
     for name in os.listdir(HERE):
-        if name == "stories" or name.endswith(".py") and not name.startswith(("test_", "conftest")):
+        if name in ("stories", "page.html") or name.endswith(".py") and not name.startswith(("test_", "conftest")):
             os.symlink(os.path.join(HERE, name), tmp_path / name)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')

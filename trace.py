@@ -729,6 +729,7 @@ def run(argv: Sequence[str] | None, out: TextIO) -> int:
     add("--root", type=head_argument, required=True, metavar="SIZE:HEX")
     add("--from", dest="earlier", type=head_argument, metavar="SIZE:HEX", help="the head that it had before")
     command("diff", "find the first event in which two traces differ", "a", "b")
+    command("page", "print a trace as a page of HTML, to look at", "file")
     command("checkpoint", "print the head as a C2SP checkpoint, to be signed", "file", "origin")
     args = parser.parse_args(argv)
     if args.command == "check":
@@ -736,7 +737,7 @@ def run(argv: Sequence[str] | None, out: TextIO) -> int:
     if args.command == "diff":
         return run_diff(read(args.a), read(args.b), out)
     trace, step = read(args.file), getattr(args, "step", None)
-    if trace.rust and (args.command in ("prove", "checkpoint") or step is not None):
+    if trace.rust and (args.command in ("prove", "checkpoint", "page") or step is not None):
         parser.error(f"{args.file}: a trace of llama2-rs has no paths as in RFC 6962 that could be drawn or proved")
     if args.command == "show":
         show(trace, out) if step is None else show_step(trace, step, out)
@@ -744,6 +745,9 @@ def run(argv: Sequence[str] | None, out: TextIO) -> int:
         out.write(trace.head() + "\n")
     elif args.command == "text":
         out.write(text_of(trace, "llama2-rs" if trace.rust else None) + "\n")
+    elif args.command == "page":
+        import page  # here, since it imports this module
+        out.write(page.of_trace(trace).decode())
     elif args.command == "checkpoint":
         out.write(checkpoint(trace, args.origin))
     elif args.earlier is not None:
