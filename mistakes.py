@@ -397,6 +397,14 @@ def know_weights(know: Callable, config) -> None:
             int8(group), False, False))
 
 
+def errors_of_log_softmax(self, op, l, pos, y):
+    """Operations.errors, with that of the sum, which all elements share."""
+    sigma, bound = Operations.errors(self, op, l, pos, y)
+    if op != "logits":
+        return sigma, bound
+    return [s + max(sigma) for s in sigma], [b + max(bound) for b in bound]
+
+
 def know_tokens(know: Callable) -> None:
     """What goes in and comes out."""
     know("BOS, token 1, is missing before the text", "embedding", token=lambda self, pos: (
@@ -408,8 +416,8 @@ def know_tokens(know: Callable) -> None:
              token=lambda self, pos, token=token: self.tokens[pos] if pos else token)
     know("the embedding is multiplied by sqrt(dim)", "embedding", embedding=lambda self, l, pos: [
         sqrt(self.config.dim) * v for v in Operations.embedding(self, l, pos)])
-    know("log-probabilities stand for logits", "logits", logits=lambda self, l, pos: log_softmax(
-        Operations.logits(self, l, pos)))
+    know("log-probabilities stand for logits", "logits", errors=errors_of_log_softmax, logits=lambda self, l, pos: (
+        log_softmax(Operations.logits(self, l, pos))))
     know("probabilities stand for logits", "logits", logits=lambda self, l, pos: softmax(
         Operations.logits(self, l, pos)))
     know("logits are of the norm's input, without its result", "logits", "operations", logits=lambda self, l, pos: (

@@ -4,10 +4,10 @@
     python3 plain.py                           # the embedded model tells a story
     python3 plain.py 42 "Once upon a time"     # with another seed (1 to 2**64 - 1), and a beginning
 
-It chooses the tokens that `python3 llama2.py -s SEED -i BEGINNING` chooses, only slowly; `--page story.html` beside that
-shows it thinking. A language model gives, for a text, the probabilities of what comes next; a story is what comes of
-asking again and again. Shapes are in brackets: (vocab, dim) is vocab rows of dim numbers. The embedded model has dim 64,
-its width, hidden 172, that of its feed-forward networks, 5 layers, 8 heads, 4 with keys and values, hs 8, vocab 512.
+It chooses the tokens that `python3 llama2.py -s SEED -i BEGINNING` chooses, only slowly; that one, given
+`--page story.html`, shows what it thinks. A language model gives, for a text, the probabilities of what comes next; a
+story is what comes of asking again and again. Shapes are in brackets: (vocab, dim) is vocab rows of dim numbers. The
+embedded model has dim 64, hidden 172, of its feed-forward networks, 5 layers, 8 heads, 4 with keys and values, hs 8.
 """
 import math
 import struct
