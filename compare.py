@@ -303,6 +303,7 @@ class Comparison:
         self.get = functools.lru_cache(4096)(numbers.values)  # for keys and values, which all later positions need
         self.shares = []         # of each logit in the noise: rms of the classifier's rows' lengths / the row's
         self.steps = []          # those whose logits were judged
+        self.done = 0            # positions that were run
         self.exact = {}          # pos -> the right logits, until a mistake has been looked for
         self.parted = None       # the step after which the texts differ
         self.not_finite = None   # the first number that is none: its place, for the eye
@@ -330,6 +331,7 @@ class Comparison:
                         self._operations(pos, events, noisy_events)
                         self._logits(pos, row, noisy_row)
                     pos += 1
+                    self.done = pos
                 if pos == len(self.tokens) < goal:
                     self._go_on(pos - 1, row)
         progress("running", goal, goal)
@@ -455,17 +457,37 @@ def progress(what: str, done: int, of: int) -> None:
         say("\r" + (f"{what}: {done} of {of} " if done < of else "").ljust(60) + "\r", end="")
 
 
+def first_bit(model, tokens: Sequence[int], numbers: Numbers, steps: int) -> str | None:
+    """The place of the first number that is not, in every bit, the model's, for the eye; None if all of them are."""
+    for pos, token in enumerate(tokens[:steps]):
+        events = []
+        row = model.forward(token, pos, lambda layer, op, values, events=events: events.append((op, layer, values)))
+        for op, l, values in [*events, ("logits", None, row)]:
+            theirs = numbers.values(op, l, pos)
+            pairs = [] if theirs is None else zip(theirs, values, strict=True)
+            at = next((i for i, (a, b) in enumerate(pairs) if pack("f", a) != pack("f", b)), None)
+            if at is not None:
+                return f"{place(op, l, pos)}, {element(op, at, numbers, pos)}: {theirs[at]:.9g} there, {values[at]:.9g}"
+    return None
+
+
 # ----------------------------------------------------------------------------
 # The report
 
 
-def compare(model, tokenizer, tokens: Sequence[int], numbers: Numbers, out: BinaryIO) -> bool:
-    """Compare a file's numbers with the model's; print the verdict, why, what to do next -> is it consistent?"""
+def compare(model, tokenizer, tokens: Sequence[int], numbers: Numbers, out: BinaryIO, like: Any = None) -> bool:
+    """Compare a file's numbers with the model's; print the verdict, why, what to do next -> is it consistent?
+
+    like: the model in another dialect, whose bits the numbers may have."""
     comparison = Comparison(model, tokens, numbers)
     comparison.run()
     consistent = comparison.consistent()
     names = [] if consistent else comparison.names()
-    for line in report(comparison, tokenizer, names):
+    lines = list(report(comparison, tokenizer, names))
+    if like is not None:
+        bit = first_bit(like, comparison.tokens, numbers, comparison.done)
+        lines.insert(1, f"first bit unlike those of --like: {bit}" if bit else "equal in every bit to those of --like")
+    for line in lines:
         out.write(line.encode() + b"\n")
     out.flush()
     return consistent

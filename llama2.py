@@ -400,16 +400,17 @@ class Sampler:
         self.temperature, self.p_value, self.seed = float(temperature), float(p_value), seed
         self.rng, self.arithmetic = rng, ARITHMETIC[arithmetic]
         self.state = seed
+        self.drawn = None  # at temperatures above 0, of the last sample: tokens to choose from, what the coin was
+        #                    multiplied by, the probabilities of all tokens, the coin
 
     def coin(self) -> float:
         """A random number in [0, 1), a multiple of 2^-24 (run.c: random_f32)."""
         bits, self.state = GENERATORS[self.rng](self.state)
         return bits / 2**24
 
-    def choices(self, logits: Sequence[float]) -> tuple[Sequence[int], Iterable[float], float, Sequence[float]]:
-        """logits (vocab), at a temperature above 0 -> the tokens to choose from (n), their running sums (n), what a
-        coin is multiplied by, and the probabilities of all (vocab). Raises ValueError if the temperature is so small
-        that they overflow."""
+    def _choices(self, logits):
+        """The tokens to choose from (n), their running sums (n), what a coin is multiplied by, all probabilities
+        (vocab)."""
         temperature, p = r(self.temperature), r(self.p_value)
         scaled = R([v / temperature for v in logits])
         if not isfinite(sum(scaled)):
@@ -430,11 +431,13 @@ class Sampler:
         return tokens[:len(sums)], sums, sums[-1], probabilities
 
     def sample(self, logits: Sequence[float]) -> int:
-        """logits (vocab) -> a token. Raises as choices does."""
+        """logits (vocab) -> a token. Raises ValueError if the temperature is so small that they overflow."""
         if r(self.temperature) == 0.0:
             return logits.index(max(logits))
-        tokens, sums, total, _ = self.choices(logits)
-        return pick(tokens, sums, r(self.coin() * total))
+        tokens, sums, total, probabilities = self._choices(logits)
+        coin = self.coin()
+        self.drawn = tokens, total, probabilities, coin
+        return pick(tokens, sums, r(coin * total))
 
 
 def pick(tokens: Sequence[int], sums: Iterable[float], coin: float) -> int:
@@ -583,9 +586,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.page is not None and (args.like == "llama2-rs" or args.workers > 1):
         parser.error("--page needs a trace of this program's own format, and one process: no --like llama2-rs, and no "
                      "--workers")
-    if args.compare is not None and (args.temperature or args.like or args.workers > 1):
-        parser.error("--compare takes the likeliest tokens, in exact arithmetic and one process: no --temperature, "
-                     "--like or --workers; give the tokens of any other text with --tokens")
+    if args.compare is not None and (args.temperature or args.workers > 1):
+        parser.error("--compare takes the likeliest tokens, in one process: no --temperature and no --workers; give "
+                     "the tokens of any other text with --tokens")
     if args.like == "llama2.c" and args.seed is not None and args.seed >= 2**31:
         parser.error(f"argument -s/--seed: {args.seed}, must be below 2**31 for --like llama2.c: atoi keeps no more")
     if not 1 <= args.workers <= 1024:
@@ -683,7 +686,10 @@ def doctor(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
     numbers = compare.Numbers(args.compare, run.transformer.config)
     if args.steps is not None and numbers.steps > run.steps:
         raise ValueError(f"{args.compare}: has {numbers.steps} steps, this run {run.steps}")
-    consistent = compare.compare(run.transformer, run.tokenizer, run.tokens, numbers, out)
+    with contextlib.ExitStack() as models:  # the verdict is about exact arithmetic, whatever --like says
+        exact = models.enter_context(Transformer(run.path)) if run.like else run.transformer
+        like = run.transformer if run.like else None
+        consistent = compare.compare(exact, run.tokenizer, run.tokens, numbers, out, like)
     run.transformer.checkpoint.check_unchanged()
     return 0 if consistent else 1
 

@@ -7,7 +7,6 @@ page.html is the page without its data. Its script computes every hash that it s
 changes a digit sees which ones turn. The data stand last, as JSON in which no character can end the script or begin
 markup; the script sets text as text only.
 """
-import copy
 import heapq
 import json
 import math
@@ -47,8 +46,8 @@ class Page:
     """Collects a run, and writes its page when it is complete. Raises ValueError if that would be larger than 20 MB."""
 
     def __init__(self, path: str, model: Any, tokenizer: Any, sampler: Any, header: dict):
-        """model: llama2.Transformer, in one process; sampler: as it is before the run."""
-        self.path, self.model, self.tokenizer, self.sampler = path, model, tokenizer, copy.copy(sampler)
+        """model: llama2.Transformer, in one process; sampler: the one of the run."""
+        self.path, self.model, self.tokenizer, self.sampler = path, model, tokenizer, sampler
         self.log, self.header = Lines(header), header
         self.steps, self.outputs, self.weights = [], [], ""
         self.words = {}  # token -> text
@@ -90,11 +89,11 @@ class Page:
         forced = step.pos + 1 < len(self.header["tokens"])
         if forced or self.sampler.temperature == 0:
             return {"top": [[*pair, True] for pair in self._likeliest(step.logits, TOP)]}
-        tokens, _, total, probabilities = self.sampler.choices(step.logits)
+        tokens, total, probabilities, coin = self.sampler.drawn
         kept = set(tokens)
         top = heapq.nlargest(TOP, zip(probabilities, range(0, -len(probabilities), -1), strict=True))
         return {"top": [[-token, short(p), -token in kept] for p, token in top], "kept": len(kept),
-                "total": total, "sorted": not isinstance(tokens, range), "coin": self.sampler.coin()}
+                "total": total, "sorted": not isinstance(tokens, range), "coin": coin}
 
     def finish(self) -> None:
         """Write the page."""

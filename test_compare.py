@@ -164,6 +164,11 @@ def test_a_dump_of_llama2_c_is_consistent(files, tmp_path, capfdbinary):
     for name in "d", "l":
         code, out, _ = command(capfdbinary, *args, "--compare", tmp_path / name)
         assert code == 0 and b"overall 0 " not in out
+        code, out, _ = command(capfdbinary, *args, "--like", "llama2.c", "--compare", tmp_path / name)
+        assert code == 0 and out.splitlines()[1] == b"equal in every bit to those of --like"
+    command(capfdbinary, *args, "-n", 12, "--dump", tmp_path / "exact")
+    code, out, _ = command(capfdbinary, *args, "--like", "llama2.c", "--compare", tmp_path / "exact")
+    assert code == 0 and re.match(rb"first bit unlike those of --like: position \d+, layer 0, ", out.splitlines()[1])
 
 
 def test_the_first_wrong_operation_is_named_whatever_the_order_of_the_records(files, tmp_path, capfdbinary):

@@ -325,7 +325,7 @@ def test_a_turn_that_the_context_does_not_hold_is_refused(tokenizer):
     (["-i", "x", "--tokens", "1"], "--tokens and --input-prompt:"),
     (["-m", "chat", "--tokens", "1"], "--tokens belongs to mode generate, not to chat"),
     *[(["--compare", "x", *more], "--compare takes the likeliest tokens")
-      for more in (["-t", "0.5"], ["--like", "llama2.c"], ["--workers", "2"])],
+      for more in (["-t", "0.5"], ["--workers", "2"])],
     *[(["--compare", "x", f"--{option}", "y"], f"--{option} and --compare: one at a time")
       for option in ("trace", "logits", "dump", "page")],
     (["--trace", "x", "--like", "llama2-rs", "--trace-level", "op"], "argument --trace-level: op, but llama2-rs's"),

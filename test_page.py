@@ -78,8 +78,9 @@ def test_a_page_holds_the_run_and_its_log(story):
             if pos + 1 < data["given"]:
                 assert "coin" not in step and all(kept for _, _, kept in step["top"])
             else:
-                tokens, _, total, probabilities = sampler.choices(logits)
-                assert (step["kept"], step["coin"], step["total"]) == (len(tokens), sampler.coin(), total)
+                assert sampler.sample(logits) == step["next"]
+                tokens, total, probabilities, coin = sampler.drawn
+                assert (step["kept"], step["coin"], step["total"]) == (len(tokens), coin, total)
                 assert [kept for _, _, kept in step["top"]] == [token in tokens for token, _, _ in step["top"]]
                 best = sorted(range(512), key=lambda token: -probabilities[token])[:10]
                 assert [token for token, _, _ in step["top"]] == best

@@ -147,6 +147,14 @@ def test_logs_that_do_not_part_and_other_levels_are_refused(run, traces, capfdbi
     assert "has no event 0" in failure(capfdbinary, "reveal", a, 0, "x", program=referee)
 
 
+@pytest.mark.parametrize("change", ["drop", "add"])
+def test_a_log_with_a_step_too_few_or_too_many_is_no_log(run, capfdbinary, change):
+    model, _, lines, folder = run
+    a, step = forge(folder / "a.trace", lines), lines[1 + 2 * LINES:1 + 3 * LINES]
+    body = lines[:1 + 2 * LINES] + lines[1 + 3 * LINES:] if change == "drop" else lines + step
+    failure(capfdbinary, "settle", a, forge(folder / "b.trace", body), model, program=referee, code=1)
+
+
 def test_published_heads_are_held_against_the_logs(run, capfdbinary):
     model, _, lines, folder = run
     a, b = forge(folder / "a.trace", lines), forged(run, 5, **lie(lines[5]))
