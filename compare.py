@@ -551,7 +551,11 @@ def reasons(c: Comparison) -> Iterator[str]:
     if c.parted is not None:
         yield f"the texts part after step {c.parted}: only the steps up to there were judged"
     if c.steps and not c.consistent() and not c.first_wrong:
-        yield from size_hint(c)
+        bits = mistakes.bits_of([c.numbers.values("logits", None, step.pos) for step in c.steps])
+        if bits:
+            yield f"every logit is a {bits}: the program works in that format, or writes in it"
+        else:
+            yield from size_hint(c)
 
 
 def size_hint(c: Comparison) -> Iterator[str]:

@@ -203,7 +203,8 @@ def int8(group: int) -> Callable:
     return rounded
 
 
-FORMATS = {"float16": (float16, 2.0**-11), "bfloat16": (bfloat16, 2.0**-8)}  # with half the distance of neighbours at 1
+# The one with fewer bits first, since its numbers are in the other as well; half the distance of neighbours at 1
+FORMATS = {"bfloat16": (bfloat16, 2.0**-8), "float16": (float16, 2.0**-11)}
 ACTIVATIONS = {
     "GELU": lambda self, a: a * (1 + math.erf(a / sqrt(2))) / 2,
     "GELU, by tanh,": lambda self, a: a * (1 + math.tanh(sqrt(2 / math.pi) * (a + 0.044715 * a**3))) / 2,
@@ -238,8 +239,6 @@ def known(config, first_wrong: int = 0) -> list[Mistake]:
         know(f"keys and values are {name}", HEADS, rough=True, **rounded_cache("kv", to))
         know(f"keys are {name}", "weights", rough=True, **rounded_cache("k", to))
         know(f"values are {name}", "attention", rough=True, **rounded_cache("v", to))
-        know(f"logits are {name}", "logits", rough=True, logits=lambda self, l, pos, to=to: to(
-            Operations.logits(self, l, pos)))
     return found
 
 
@@ -786,11 +785,28 @@ class Search:
 def by_logits(shard, tokens: Sequence[int], steps: Sequence[Seen], tell: Callable) -> list[str]:
     """The names of the mistakes that explain logits which are not the right model's: alternatives, which fit alike."""
     search = Search(shard, tokens, steps, tell)
-    simple = out_of_step(steps) + one_row(shard, tokens, steps)
+    simple = rounded_logits(steps) + out_of_step(steps) + one_row(shard, tokens, steps)
     if simple:
         return simple
     mistakes = [m for m in known(shard.config, search.first) if m.only != "operations"]
     return search.best(mistakes) or search.constants() or pairs(search, mistakes)
+
+
+def bits_of(rows: Iterable[Sequence[float]]) -> str | None:
+    """The format of few bits that all numbers are in."""
+    rows = list(rows)
+    return next((name for name, (to, _) in FORMATS.items() if all(tuple(to(row)) == tuple(row) for row in rows)), None)
+
+
+def rounded_logits(steps: Sequence[Seen]) -> list[str]:
+    """Logits that are the right ones, rounded to few bits."""
+    name = bits_of([step.theirs for step in steps])
+    if name is None:
+        return []
+    distance = 1.01 * FORMATS[name][1]
+    right = all(abs(a - b) <= distance * abs(b) + 16 * step.noise for step in steps
+                for a, b in zip(step.theirs, step.right, strict=True))
+    return [f"logits are {name}"] * right
 
 
 def out_of_step(steps: Sequence[Seen]) -> list[str]:
