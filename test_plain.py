@@ -1,16 +1,21 @@
 """Tests of plain.py: the judge of the others is judged by what other programs and the mathematics say."""
+import contextlib
 import hashlib
+import io
 import math
+import os
+import re
 import struct
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import llama2
 import plain
-from conftest import COINS, MODEL, STORY, STORY_LOGITS, TOKENIZER, any_float, bits, read_bytes
+from conftest import COINS, HERE, MODEL, STORY, STORY_LOGITS, TOKENIZER, any_float, bits, read_bytes
 
 # exp, sin and cos of a float32 to twelve digits, and powers of 10,000: from tables
 VALUES = [
@@ -84,3 +89,63 @@ def test_it_stands_alone_and_is_short():
     assert len(source.splitlines()) <= 260
     imports = {line.split()[1] for line in source.splitlines() if line.startswith(("import ", "from "))}
     assert imports == {"math", "struct", "sys", "decimal", "pathlib"}
+
+
+# ----------------------------------------------------------------------------
+# The README's exercises: these solutions print what it says
+
+
+def changed(before, after):
+    """plain.py with a change."""
+    with open(os.path.join(HERE, "plain.py"), encoding="utf-8") as file:
+        source = file.read()
+    assert source.count(before) == 1
+    names = {"__name__": "plain", "__file__": os.path.join(HERE, "plain.py")}
+    exec(compile(source.replace(before, after), "plain.py", "exec"), names)
+    return names
+
+
+def told(names, steps):
+    """The likeliest tokens that a changed plain.py tells."""
+    out = io.TextIOWrapper(io.BytesIO())
+    with contextlib.redirect_stdout(out):
+        names["main"]("1", "", steps=steps, temperature=0)
+    out.flush()
+    return out.buffer.getvalue().decode().rstrip("\n")
+
+
+def likeliest():
+    model, tokenizer = plain.Model(MODEL), plain.Tokenizer(TOKENIZER, 512)
+    for pos, token in enumerate(tokenizer.encode("Once upon a time, there was a little")):
+        logits = plain.forward(model, token, pos)
+    p = plain.softmax(logits)
+    best = sorted(range(512), key=lambda token: -p[token])[:5]
+    return ", ".join(f'"{tokenizer.pieces[token].decode()}" {p[token]:.3f}' for token in best)
+
+
+def losses():
+    model, tokenizer, found = plain.Model(MODEL), plain.Tokenizer(TOKENIZER, 512), []
+    for text in "Lily went to the park with her mom.", "Lily went to the mom with her park.":
+        tokens, loss = tokenizer.encode(text), 0.0
+        for pos, token in enumerate(tokens[:-1]):
+            loss -= math.log(plain.softmax(plain.forward(model, token, pos))[tokens[pos + 1]])
+        found.append(f"{loss / (len(tokens) - 1):.2f}")
+    return ", ".join(found)
+
+
+SOLUTIONS = [
+    lambda: told(vars(plain), 16),
+    lambda: told(changed("for l in range(m.n_layers):\n        n =", "for l in 0, 1, 3, 4:\n        n ="), 16),
+    lambda: told(changed("    turned = list(x)\n", "    return x\n    turned = list(x)\n"), 32),
+    lambda: told(changed(
+        "    weights = softmax([r(dot", "    keys, values = keys[-4:], values[-4:]\n    weights = softmax([r(dot"), 24),
+    likeliest,
+    losses,
+]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_the_exercises_of_the_readme_print_what_it_says(number):
+    with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
+        (expected,) = re.findall(rf"^\| {number + 1}\. .* \| `(.*)` \|$", file.read(), re.M)
+    assert SOLUTIONS[number]() == expected
