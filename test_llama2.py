@@ -626,7 +626,7 @@ def test_the_commands_of_the_readme_print_what_it_says(readme):
 
 def test_the_examples_of_the_readme_work(readme, tmp_path):
     text, shell = readme
-    many, observe = re.findall(r"```python\n(.*?)```", text, re.S)
+    observe, many = re.findall(r"```python\n(.*?)```", text, re.S)
     with llama2.Transformer(MODEL) as model:
         seen = []
         for pos, token in enumerate([1, 406]):
