@@ -147,13 +147,16 @@ class Numbers:
         return int(rows[1])
 
     def _index_records(self):
-        self.records, at, steps = {}, 0, 0
+        self.records, at, steps, line = {}, 0, 0, None
         while at < len(self.data):
-            where, end = f"{self.path}, record at byte {at}", self.data.find(b"\n", at, at + 100)
+            where = f"{self.path}, record at byte {at}" + (f", after {line}" if line else "")
+            end = self.data.find(b"\n", at, at + 100)
             line = self.data[at:end if end >= 0 else at + 100].decode("latin-1")
             match = re.fullmatch(r"(\d{1,9}) (-?\d{1,9}) ([a-z_]{1,30}) (\d{1,12})", line)
             if end < 0 or not match:
                 raise ValueError(f"{where}: not a line `POS LAYER OP N`: {printable(line, 60)}")
+            if int(match[1]) >= self.config.seq_len:
+                raise ValueError(f"{where}: position {match[1]} is beyond the context of {self.config.seq_len}")
             pos, layer, op, n = int(match[1]), int(match[2]), match[3], int(match[4])
             if op not in (OUTSIDE if layer == -1 else OPERATIONS) or not -1 <= layer < self.config.n_layers:
                 raise ValueError(f"{where}: no operation is called {op} in layer {layer}, of {self.config.n_layers}")
@@ -593,13 +596,17 @@ def steps_table(c: Comparison, tokenizer) -> Iterator[str]:
 def advice(c: Comparison, names: Sequence[str]) -> Iterator[str]:
     """What to do next."""
     if c.not_finite:
-        yield "next: find the first number that is not finite, with a dump of every operation (--dump shows the form)"
+        yield "next: " + ("read that operation's code" if c.numbers.records is not None and "layer" in c.not_finite else
+                          "find the first one, with a dump of every operation (--dump shows the form)")
     elif c.consistent():
         yield ("not shown by this: what happens at later positions, with other tokens, in the tokenizer and the sampler"
                + ("" if c.judged else "; and a mistake that changes no logit, such as RoPE with all positions shifted"))
     elif c.first_wrong:
         if not names:
-            yield "next: read that operation's code; its inputs are right, as far as the file has them"
+            yield ("next: read that operation's code; its inputs are the file's own" + (
+                ", and so is the cache: is it read and written by layer and position?"
+                if c.first_wrong[0] in ("weights", "attention") else ""))
     elif c.logits_wrong or c.apart_wrong():
         yield ("next: " + ("mend it, and compare again" if names else
-               "dump every operation of the first steps, as records; the first wrong one is then named"))
+               "dump every operation of the first steps, as records; the first wrong one is then named"
+               if not c.apart else "dump the inputs of that operation as well"))

@@ -33,6 +33,7 @@ class Mistake:
     methods: dict[str, Any]   # of Operations, replaced
     only: str = ""            # "logits" or "operations": where alone it is tried
     rough: bool = False       # does it round to few bits?
+    rare: bool = False        # is it tried by itself alone, not beside a second mistake?
 
     def kind(self) -> type:
         """Operations with the mistake."""
@@ -71,6 +72,21 @@ def backwards(self, i, pos):
     """Operations.turn, by the opposite angle."""
     c, s = Operations.turn(self, i, pos)
     return c, -s
+
+
+def backwards_rotated(self, op, y, pos):
+    """Operations.rotated, by the opposite angles."""
+    return Operations.rotated(self, op, y, -pos)
+
+
+def over_length(self, op, y, pos):
+    """Operations.rotated, with pairs numbered from head to head and frequencies theta^(-2i/n), n the length of y."""
+    result, n = list(y), len(y)
+    for i in range(n // 2):
+        angle = pos * self.theta ** (-2 * i / n)
+        a, b, c, s = y[2 * i], y[2 * i + 1], math.cos(angle), math.sin(angle)
+        result[2 * i], result[2 * i + 1] = a * c - b * s, a * s + b * c
+    return result
 
 
 def exponent(formula: Callable) -> dict:
@@ -226,8 +242,8 @@ def known(config, first_wrong: int = 0) -> list[Mistake]:
     step that is wrong, from which attention's window is guessed."""
     found = []
 
-    def know(name, ops, only="", rough=False, **methods):
-        found.append(Mistake(name, (ops,) if isinstance(ops, str) else ops, methods, only, rough))
+    def know(name, ops, only="", rough=False, rare=False, **methods):
+        found.append(Mistake(name, (ops,) if isinstance(ops, str) else ops, methods, only, rough, rare))
 
     know_rope(know)
     know_attention(know, first_wrong)
@@ -236,6 +252,12 @@ def known(config, first_wrong: int = 0) -> list[Mistake]:
     know_weights(know, config)
     know_tokens(know)
     for name, (to, _) in FORMATS.items():
+        for op in ("attention_norm", "q", "attention", "attention_out", "ffn_norm", "swiglu", "ffn_out", "final_norm"):
+            know(f"results of {op} are {name}", op, "logits", rough=True, **within(
+                "result", op, lambda self, op, l, pos, to=to: to(Operations.result(self, op, l, pos))))
+        know(f"x, the residual stream, is {name}", ("attention_residual", "ffn_residual"), "logits", rough=True,
+             result=lambda self, op, l, pos, to=to: (to if op.endswith("residual") else list)(
+                 Operations.result(self, op, l, pos)))
         know(f"keys and values are {name}", HEADS, rough=True, **rounded_cache("kv", to))
         know(f"keys are {name}", "weights", rough=True, **rounded_cache("k", to))
         know(f"values are {name}", "attention", rough=True, **rounded_cache("v", to))
@@ -249,6 +271,16 @@ def know_rope(know: Callable) -> None:
     know("RoPE turns q only, not k", "k", **within("rotated", "k", lambda self, op, y, pos: y))
     know("RoPE turns k only, not q", "q", **within("rotated", "q", lambda self, op, y, pos: y))
     know("RoPE turns the other way", ROPE, turn=backwards)
+    for op in ROPE:
+        know(f"RoPE turns {op} the other way", op, rare=True, **within("rotated", op, backwards_rotated))
+    know("RoPE's cosines and sines are swapped", ROPE, rare=True, turn=lambda self, i, pos: (
+        Operations.turn(self, i, pos)[::-1]))
+    for factor, text in [(2, "twice the angle: is it applied twice?"), (0.5, "half the angle"),
+                         (0.25, "a quarter of the angle"), (math.pi / 180, "degrees taken for radians")]:
+        know(f"RoPE turns by {text}", ROPE, rare=True, angle=lambda self, i, pos, by=factor: (
+            by * Operations.angle(self, i, pos)))
+    know("RoPE turns the first head alone", ROPE, rare=True, pairs=lambda self, n: Operations.pairs(self, self.hs))
+    know("RoPE's pairs are counted from head to head, over the length of q or k", ROPE, rare=True, rotated=over_length)
     know("RoPE turns v too", "v", v=lambda self, l, pos: self.rotated("v", Operations.v(self, l, pos), pos))
     for wrong, formula in [("-i/hs", lambda i, hs, dim: -i / hs), ("-4i/hs", lambda i, hs, dim: -4 * i / hs),
                            ("-2i/dim", lambda i, hs, dim: -2 * i / dim), ("0", lambda i, hs, dim: 0),
@@ -274,11 +306,14 @@ def know_rope(know: Callable) -> None:
 
 def know_attention(know: Callable, first_wrong: int) -> None:
     """Attention."""
-    know("query head h uses key and value head h % kv_heads, not h / (heads / kv_heads)", HEADS,
-         kv_head=lambda self, h: h % self.config.n_kv_heads)
-    know("all query heads use key and value head 0", HEADS, kv_head=lambda self, h: 0)
-    know("query head h uses key and value head min(h, kv_heads - 1)", HEADS,
-         kv_head=lambda self, h: min(h, self.config.n_kv_heads - 1))
+    for kinds, name, ops in ("kv", "key and value head", HEADS), ("k", "key head", "weights"), ("v", "value head",
+                                                                                             "attention"):
+        for text, other in [("h % kv_heads", lambda self, h: h % self.config.n_kv_heads), ("0", lambda self, h: 0),
+                            ("min(h, kv_heads - 1)", lambda self, h: min(h, self.config.n_kv_heads - 1)),
+                            ("of query head h + 1", lambda self, h: (h + 1) // self.group % self.config.n_kv_heads)]:
+            know(f"query head h uses {name} {text}, not h / (heads / kv_heads)", ops,
+                 rare=kinds != "kv" or "+ 1" in text, kv_head=lambda self, h, op, kinds=kinds, other=other: (
+                     other(self, h) if op in kinds else Operations.kv_head(self, h, op)))
     know("scores are not divided by sqrt(hs)", "weights", scale=lambda self: 1.0)
     know("scores are divided by hs, not by sqrt(hs)", "weights", scale=lambda self: 1 / self.hs)
     know("scores are divided by sqrt(dim), not by sqrt(hs)", "weights", scale=lambda self: 1 / sqrt(self.config.dim))
@@ -288,6 +323,13 @@ def know_attention(know: Callable, first_wrong: int) -> None:
     for width in range(max(1, first_wrong - 1), first_wrong + 2):
         know(f"attention sees the last {width} positions only", "weights",
              visible=lambda self, pos, width=width: range(max(0, pos + 1 - width), pos + 1))
+    know("scores are divided by sqrt(kv_dim), not by sqrt(hs)", "weights", rare=True,
+         scale=lambda self: 1 / sqrt(self.config.n_kv_heads * self.hs))
+    know("later positions do not attend to the first", "weights", rare=True,
+         visible=lambda self, pos: range(min(pos, 1), pos + 1))
+    know("softmax runs over the whole context, zeros included", "weights", rare=True, probabilities=lambda self, x: (
+        softmax([*x, *[0.0] * (self.config.seq_len - len(x))])[:len(x)]))
+    know("softmax adds 1 to its sum", "weights", rare=True, probabilities=lambda self, x: softmax([*x, 0.0])[:-1])
     know("attention sees the first position only", "weights", visible=lambda self, pos: range(1))
     for kinds, name, ops in ("k", "keys", ("weights",)), ("v", "values", ("attention",)), ("kv", "keys and values",
                                                                                          HEADS):
@@ -326,13 +368,15 @@ def know_norms(know: Callable, L: int) -> None:
         know(f"{op} multiplies by the weight and does not divide", op, **within(
             "norm", op, lambda self, op, l, x: list(map(mul, x, self.norm_weight(op, l)))))
         for by in (1, -1) if op != "final_norm" and L > 1 else ():
-            know(f"{op} has the weight of the layer {'after' if by > 0 else 'before'}", op, **within(
+            know(f"{op} has the weight of the layer {'after' if by > 0 else 'before'}", op, rare=True, **within(
                 "norm_weight", op, lambda self, op, l, by=by: Operations.norm_weight(self, op, (l + by) % L)))
     swap = {"attention_norm": "ffn_norm", "ffn_norm": "attention_norm"}
     know("the weights of attention_norm and ffn_norm are swapped", tuple(swap), **renamed("norm_weight", swap))
     know("ffn_norm has attention_norm's weight", "ffn_norm", **renamed("norm_weight", {"ffn_norm": "attention_norm"}))
     know("attention_norm has ffn_norm's weight", "attention_norm", **renamed(
         "norm_weight", {"attention_norm": "ffn_norm"}))
+    know("final_norm is applied twice", "final_norm", rare=True, **within("norm", "final_norm", lambda self, op, l, x: (
+        Operations.norm(self, op, l, Operations.norm(self, op, l, x)))))
     know("ffn_norm is of what entered the layer, before attention", "ffn_norm", **within(
         "norm_input", "ffn_norm", lambda self, op, l, pos: self.x(l, pos)))
 
@@ -358,6 +402,11 @@ def know_feed_forward(know: Callable) -> None:
         know(f"{op} adds to the result of the norm, not to x", op, **{
             op: lambda self, l, pos, out=out, norm=norm: list(map(
                 add, self.get(norm, l, pos), self.get(out, l, pos)))})
+        know(f"{op} adds to the embedding, not to x", op, rare=True, **{
+            op: lambda self, l, pos, out=out: list(map(
+                add, self.get("embedding", None, pos), self.get(out, l, pos)))})
+        know(f"{op} adds twice", op, rare=True, **{op: lambda self, l, pos, op=op: [
+            a + 2 * b for a, b in zip(*self.parts(op, l, pos), strict=True)]})
     know("ffn_residual adds to what entered the layer, without attention", "ffn_residual",
          ffn_residual=lambda self, l, pos: list(map(add, self.x(l, pos), self.get("ffn_out", l, pos))))
 
@@ -371,13 +420,21 @@ def know_weights(know: Callable, config) -> None:
         if name in square:
             know(f"{name} is transposed", op, **other_matrices(transposed, [name]))
         for by in (1, -1) if L > 1 else ():
-            know(f"{name} is that of the layer {'after' if by > 0 else 'before'}", op, **within(
+            know(f"{name} is that of the layer {'after' if by > 0 else 'before'}", op, rare=True, **within(
                 "matrix", name, lambda self, name, l, by=by: Operations.matrix(self, name, (l + by) % L)))
     for one, other, ops in ("wk", "wv", ("k", "v")), ("wq", "wo", ("q", "attention_out")):
         know(f"{one} and {other} are swapped", ops, **renamed("matrix", {one: other, other: one}))
+    if L > 1:
+        know("the layers run in reverse order", (*layers, "attention_norm", "ffn_norm"), rare=True,
+             matrix=lambda self, name, l: Operations.matrix(self, name, None if l is None else L - 1 - l),
+             norm_weight=lambda self, op, l: Operations.norm_weight(self, op, None if l is None else L - 1 - l))
+        for skipped, name in (0, "first"), (L - 1, "last"):
+            know(f"the {name} layer is skipped", "ffn_residual", "logits", rare=True,
+                 ffn_residual=lambda self, l, pos, skipped=skipped: (
+                     self.x(l, pos) if l == skipped else Operations.ffn_residual(self, l, pos)))
     for by in (1, -1) if L > 1 else ():
         know(f"all weights are those of the layer {'after' if by > 0 else 'before'}",
-             (*layers, "attention_norm", "ffn_norm"),
+             (*layers, "attention_norm", "ffn_norm"), rare=True,
              matrix=lambda self, name, l, by=by: Operations.matrix(self, name, None if l is None else (l + by) % L),
              norm_weight=lambda self, op, l, by=by: (
                  Operations.norm_weight(self, op, None if l is None else (l + by) % L)))
@@ -431,7 +488,7 @@ def nearby(value: float) -> list[float]:
     """A measured constant -> the numbers that it may stand for: 0, a power of ten, those with the fewest digits."""
     if value <= 0:
         return [0.0]
-    return list(dict.fromkeys([0.0, 10.0**round(math.log10(value)), *[float(f"{value:.{n}g}") for n in range(1, 7)]]))
+    return list(dict.fromkeys([0.0, 10.0**round(math.log10(value)), *[float(f"{value:.{n}g}") for n in range(1, 10)]]))
 
 
 def epsilon(value: float) -> Mistake:
@@ -516,10 +573,12 @@ def by_operations(shard, tokens: Sequence[int], get: Callable, judged: dict[str,
     wrong = {op: sorted(places, key=lambda place: not place[0]) for op, places in judged.items()
              if any(place[0] for place in places)}
 
-    def explains(mistake, op):
+    def explains(mistake, op, layers=None):
         operations = mistake.kind()(shard, tokens, get)
         for _, l, pos in wrong.get(op, judged[op]):
             try:
+                if layers and l not in layers:
+                    continue
                 y = operations.result(op, l, pos)
                 if y is None or judge(get(op, l, pos), y, operations.errors(op, l, pos, y)).wrong:
                     return False
@@ -539,13 +598,27 @@ def by_operations(shard, tokens: Sequence[int], get: Callable, judged: dict[str,
             if all(op in mended or op not in wrong and explains(mistake, op) for op in ops):
                 complete.setdefault(mistake.name, mended)
     for op in wrong:
-        if not any(op in ops for ops in complete.values()):
-            constant = measured(shard, tokens, get, op, wrong, explains)
-            few_bits = None if constant else format_of(shard, tokens, get, op, wrong[op])
-            if few_bits:
-                explained.setdefault(f"results are {few_bits}", []).append(op)
-            for text in [constant] if constant else [] if few_bits else peculiar(shard, tokens, get, op, wrong[op]):
-                complete.setdefault(text, []).append(op)
+        if any(op in ops for ops in [*complete.values(), *explained.values()]):
+            continue
+        few_bits = format_of(shard, tokens, get, op, wrong[op])
+        if few_bits:
+            explained.setdefault(f"results are {few_bits}", []).append(op)
+            continue
+        constant = measured(shard, tokens, get, op, wrong, judged, explains)
+        if constant:
+            complete[constant[0]] = constant[1]
+            continue
+        texts = peculiar(shard, tokens, get, op, wrong[op])
+        own = [mistake for mistake in candidates if op in mistake.ops]
+        layers = {l for is_wrong, l, _ in wrong[op] if is_wrong}
+        if not texts and len(layers) < len({l for _, l, _ in wrong[op]}):
+            texts = [f"{mistake.name} (in layer {', '.join(map(str, sorted(layers)))} alone)"
+                     for mistake in own if explains(mistake, op, layers)]
+        if not texts:
+            texts = [f"{a.name}; and {b.name}" for a, b in combinations(own, 2) if not set(a.methods) & set(b.methods)
+                     and explains(Mistake("", (op,), a.methods | b.methods), op)]
+        for text in texts:
+            complete.setdefault(text, []).append(op)
     return cover(complete, explained, wrong)
 
 
@@ -569,23 +642,33 @@ def cover(complete: dict, explained: dict, wrong: dict) -> list[str]:
     return names
 
 
-def measured(shard, tokens, get, op, wrong, explains) -> str | None:
-    """A constant that makes an operation right, and if it can be all of its kind that are wrong -> its name."""
+def measured(shard, tokens, get, op, wrong, judged, explains) -> tuple[str, list[str]] | None:
+    """The name of a constant that makes an operation right, with all others of its kind that are wrong if it can, and
+    which they are."""
     if op not in MEASURES:
         return None
     constant, measure = MEASURES[op]
     operations = Operations(shard, tokens, get)
+    alike = [other for other in judged if MEASURES.get(other, [None])[0] is constant]
     found = []
-    for other in wrong:
-        if MEASURES.get(other, [None])[0] is constant:
+    for other in alike:
+        if other in wrong:
             value = measure(operations, other, [(l, pos, get(other, l, pos)) for _, l, pos in wrong[other]])
             found += [] if value is None or not isfinite(value) else [(other != op, value)]
-    candidates = [constant(value) for _, measurement in sorted(found) for value in nearby(measurement)]
-    alike = [other for other in wrong if MEASURES.get(other, [None])[0] is constant]
-    for mistake in candidates:
-        if all(explains(mistake, other) for other in alike):
-            return mistake.name
-    return next((mistake.name for mistake in candidates if explains(mistake, op)), None)
+    for _, value in sorted(found):
+        candidates = nearby(value)
+        for ops in [other for other in alike if other in wrong], [op]:
+            fit = [candidate for candidate in candidates if all(explains(constant(candidate), other) for other in ops)]
+            if fit:
+                text = constant(fit[0]).name
+                if constant is epsilon and fit[0] == 0.0 and len(fit) > 1:
+                    text = f"epsilon is smaller than 1e-05, 0 to {max(fit):g}"
+                if len(ops) < sum(other in wrong for other in alike):  # more than one value is there
+                    text += f" (in {op} alone)"
+                elif not all(other in wrong or explains(constant(fit[0]), other) for other in alike):
+                    text += f" (in {', '.join(ops)} alone)"
+                return text, ops
+    return None
 
 
 def format_of(shard, tokens, get, op, places) -> str | None:
@@ -612,18 +695,17 @@ def peculiar(shard, tokens, get, op, places) -> list[str]:
     if op == "embedding":
         return other_tokens(shard, tokens, rows)
     off = set()
-    for _, l, pos in places:
+    for _, l, pos in [place for place in places if place[2] == 0] or places:  # there RoPE mixes no two rows
         y = operations.result(op, l, pos)
         sigma, _ = operations.errors(op, l, pos, y)
         off |= {(l, i) for i, (a, b, s) in enumerate(zip(rows[l, pos], y, sigma, strict=True))
                 if abs(a - b) > 16 * s + 2.0**-126}
-    if op in PRODUCTS and 0 < len(off) <= 2 * len({l for l, _ in off}):
-        tensor = PRODUCTS[op][0]
-        tensor = {l: f"the {tensor}" if l is None else f"{tensor} in layer {l}" for l, _ in off}
-        return [f"row {i} of {tensor[l]} is not the checkpoint's" for l, i in sorted(off, key=repr)][:4]
-    if op in NORMS and 0 < len(off) <= 2 * len({l for l, _ in off}):
-        return [f"weight {i} of {op}" + ("" if l is None else f" in layer {l}") + " is not the checkpoint's"
-                for l, i in sorted(off, key=repr)][:4]
+    if 0 < len(off) <= 2 * len({l for l, _ in off}) and (op in PRODUCTS or op in NORMS):
+        what, tensor = ("row", PRODUCTS[op][0]) if op in PRODUCTS else ("weight", op)
+        where = [f"{what} {i} of " + (f"the {tensor}" if l is None else f"{tensor} in layer {l}")
+                 for l, i in sorted(off, key=repr)]
+        return [" and ".join(where[:4]) + (" and others are" if len(where) > 4 else " are" if len(where) > 1 else " is")
+                + " not the checkpoint's"]
     return []
 
 
@@ -723,8 +805,10 @@ class Search:
                 fit = self.fit(mistake)
                 if fit and fit.explains:
                     found.append((fit.noise, mistake))
-        if any(mistake.rough for _, mistake in found):  # the first wrong step is known: what do the others say?
+        if any(mistake.rough for _, mistake in found):  # the first wrong step is explained: what do the others say?
+            right = rms(self.before[:max(16, self.first + 8)])
             found = [(self.distance(mistake), mistake) for _, mistake in found]
+            found = [(noise, mistake) for noise, mistake in found if noise < 0.8 * right or not mistake.rough]
         limit = 1.5 * max(1.0, min([noise for noise, _ in found], default=0.0))
         return list(dict.fromkeys(self.described(m) for noise, m in sorted(found, key=lambda pair: pair[0])
                                   if noise <= limit))
@@ -854,7 +938,7 @@ def pairs(search: Search, mistakes: Sequence[Mistake]) -> list[str]:
     step, right = search.steps[0], Model(Operations, search.shard, search.tokens).logits(0)
     explain, keep, change = [], [], []  # what they do to the first step
     for mistake in mistakes:
-        if mistake.rough or "rounded" in mistake.name or "layer" in mistake.name:
+        if mistake.rough or mistake.rare or "rounded" in mistake.name:
             continue
         try:
             logits = Model(mistake.kind(), search.shard, search.tokens).logits(0)

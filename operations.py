@@ -245,8 +245,8 @@ class Operations:
 
     # -- attention
 
-    def kv_head(self, h):
-        """The key and value head of query head h."""
+    def kv_head(self, h, op):
+        """The key head (op: k) or value head (v) of query head h."""
         return h // self.group
 
     def visible(self, pos):
@@ -264,7 +264,7 @@ class Operations:
     def scores(self, l, pos, h):
         """The scores of a head, (visible positions)."""
         q, scale = self.get("q", l, pos)[h * self.hs:(h + 1) * self.hs], self.scale()
-        return [scale * dot(q, self.cached("k", l, t, self.kv_head(h), pos)) for t in self.visible(pos)]
+        return [scale * dot(q, self.cached("k", l, t, self.kv_head(h, "k"), pos)) for t in self.visible(pos)]
 
     def probabilities(self, scores):
         """(n) -> (n)"""
@@ -285,7 +285,7 @@ class Operations:
         """(dim)"""
         result = []
         for h, p in enumerate(split(self.get("weights", l, pos), pos + 1)):
-            values = [self.cached("v", l, t, self.kv_head(h), pos) for t in range(pos + 1)]
+            values = [self.cached("v", l, t, self.kv_head(h, "v"), pos) for t in range(pos + 1)]
             result += [dot(p, column) for column in zip(*values, strict=True)]
         return result
 
@@ -321,7 +321,7 @@ class Operations:
             n = len(y)
             return [(0.12 * sqrt(n) + 1) * U * abs(v) for v in y], [(n / 2 + 12) * U * abs(v) for v in y]
         if op in ("attention_residual", "ffn_residual"):
-            a, b = self._parts(op, l, pos)
+            a, b = self.parts(op, l, pos)
             return ([0.41 * U * hypot(v, p, q) for v, p, q in zip(y, a, b, strict=True)],
                     [U * (abs(v) + abs(p) + abs(q)) for v, p, q in zip(y, a, b, strict=True)])
         if op == "swiglu":
@@ -339,7 +339,8 @@ class Operations:
         sigma, bound = dot_errors(squares, dot(x, x), len(x), before)
         return self._rope_errors(op, pos, before, sigma, bound) if op in ("q", "k") else (sigma, bound)
 
-    def _parts(self, op, l, pos):
+    def parts(self, op, l, pos):
+        """What a residual connection adds up, (dim) each."""
         if op == "attention_residual":
             return self.x(l, pos), self.get("attention_out", l, pos)
         return self.get("attention_residual", l, pos), self.get("ffn_out", l, pos)
@@ -363,7 +364,7 @@ class Operations:
         sigma, bound = [], []
         for h, p in enumerate(split(y, pos + 1)):
             q, scale, visible = self.get("q", l, pos)[h * self.hs:(h + 1) * self.hs], self.scale(), self.visible(pos)
-            keys = [self.cached("k", l, t, self.kv_head(h), pos) for t in range(pos + 1)]
+            keys = [self.cached("k", l, t, self.kv_head(h, "k"), pos) for t in range(pos + 1)]
             dots = [dot(q, k) for k in keys]
             ds, db = dot_errors([dot(k, k) for k in keys], dot(q, q), self.hs, dots)
             highest = max([scale * dots[t] for t in visible], default=0.0)
@@ -378,7 +379,7 @@ class Operations:
     def _attention_errors(self, l, pos, y):
         sigma, bound = [], []
         for h, p in enumerate(split(self.get("weights", l, pos), pos + 1)):
-            values = [self.cached("v", l, t, self.kv_head(h), pos) for t in range(pos + 1)]
+            values = [self.cached("v", l, t, self.kv_head(h, "v"), pos) for t in range(pos + 1)]
             squares = [dot(column, column) for column in zip(*values, strict=True)]
             ds, db = dot_errors(squares, dot(p, p), pos + 1, y[h * self.hs:(h + 1) * self.hs])
             sigma += ds

@@ -7,14 +7,15 @@
     python3 referee.py rows model.bin w2 0 17 > w2.rows              # by anybody who has it
     python3 referee.py judge a.trace b.trace a.reveal b.reveal w2.rows
 
-Both logs agree up to some event, so its inputs are committed in both; the header commits to every row of the weights;
-Both logs agree up to some event, so its inputs are committed in both; the header commits to each row of the weights;
-a product with a matrix, the one or two rows on which the first element depends that the parties do not share. It holds
-each against its hash, computes that element by definition, and says who is right: A, B or neither. If a party says
-nothing, the whole operation is computed from all its rows.
+A and B are the two logs, in the order in which they are given. They agree up to some event, so its inputs are committed
+in both; the header commits to every row of the weights; and in exact arithmetic an operation has one right result. So
+the referee needs the inputs of one operation; and, of a product with a matrix, both results, and the one or two rows on
+which the first element depends in which they differ. It holds each against its hash, computes that element by
+definition, and says who is right: A, B or neither. If a party reveals nothing, or has invented a hash, the whole
+operation is computed, from all its rows.
 
 Messages are files of one line each: JSON in ASCII without spaces, keys in this order, numbers as base64 (RFC 4648, with
-padding) of little-endian float32, hashes in hexadecimal. They hold nothing that the referee believes:
+padding) of little-endian float32, hashes in hexadecimal. The referee believes nothing in them:
 
     {"format":"llama2.py reveal 1","event":15,"inputs":["BASE64",..],"output":"BASE64"}
         Of the event whose line has this index in the log (the header's is 0): its inputs, all in the order of `ask`, or
@@ -22,12 +23,14 @@ padding) of little-endian float32, hashes in hexadecimal. They hold nothing that
         line in dispute. (Where a text alone is in dispute, the input is the tokenizer's file.)
     {"format":"llama2.py rows 1","config":["HEX",..],"rows":[{"tensor":"w2","layer":0,"row":17,"values":"BASE64",
      "path":["HEX",..]},..]}
-        Rows of the weights, each with its audit path to the header's `weights`, and the path of leaf 0, the config. The
-        tensors are embedding, rms_att, wq, wk, wv, wo, rms_ffn, w1, w2, w3, rms_final and classifier; layer is 0 where
-        there are none. The index of a row follows from config, tensor, layer and row.
+        Rows of the weights, each with its audit path (RFC 6962, from the leaf up) to the header's `weights`, and the
+        path of leaf 0. Leaf 0 is the header's config as it stands there; then each row is a leaf, its float32 as they
+        are: embedding; of each layer rms_att (one row), wq, wk, wv, wo, rms_ffn (one row), w1, w2, w3; rms_final (one
+        row); and the classifier, unless the model shares it with the embedding, whose rows then stand for its own.
+        layer is 0 where there is none.
 
-What it does not settle: a party that reveals nothing is not thereby wrong; a header to which both agreed can be that of
-a model which nobody meant; and in dialect c two C libraries can both be right.
+What it does not settle: whose log is right if the headers differ, for those are two runs; whether the model of the
+header is the one that was meant; and in dialect c, where two C libraries can both be right, more than one machine's.
 """
 import argparse
 import base64
@@ -36,7 +39,7 @@ import hashlib
 import json
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -53,20 +56,6 @@ from events import OPERATIONS, Layout, encode, is_hash
 # Where the rows of a model stand in the tree over its weights
 
 
-def tensors(config: dict) -> list[tuple[str, int, int, int]]:
-    """(name, layer, rows, columns) of every tensor, in the order of the tree whose root a trace calls weights."""
-    c = Config(**config)
-    kv_dim = c.n_kv_heads * c.head_size
-    layer = [("rms_att", 1, c.dim), ("wq", c.dim, c.dim), ("wk", kv_dim, c.dim), ("wv", kv_dim, c.dim),
-             ("wo", c.dim, c.dim), ("rms_ffn", 1, c.dim), ("w1", c.hidden_dim, c.dim), ("w2", c.dim, c.hidden_dim),
-             ("w3", c.hidden_dim, c.dim)]
-    found = [("embedding", 0, c.vocab_size, c.dim)]
-    for l in range(c.n_layers):
-        found += [(name, l, rows, columns) for name, rows, columns in layer]
-    found.append(("rms_final", 0, 1, c.dim))
-    return found + [("classifier", 0, c.vocab_size, c.dim)] * (not c.shared_classifier)
-
-
 @dataclass(frozen=True)
 class Row:
     """A row of the weights."""
@@ -79,29 +68,36 @@ class Row:
 
 
 class Leaves:
-    """The leaves of the tree over the weights: leaf 0 is the config, then come the rows."""
+    """The leaves of the tree over the weights: leaf 0 is the config, then come all tensors' rows, in this order."""
 
     def __init__(self, config: dict):
-        self.shared = config["shared_classifier"]
-        self.first, self.shape, self.size = {}, {}, 1  # (tensor, layer) -> index of its row 0; (rows, columns)
-        for name, l, rows, columns in tensors(config):
-            self.first[name, l], self.shape[name, l] = self.size, (rows, columns)
-            self.size += rows
+        c = Config(**config)
+        kv_dim = c.n_kv_heads * c.head_size
+        layer = {"rms_att": (1, c.dim), "wq": (c.dim, c.dim), "wk": (kv_dim, c.dim), "wv": (kv_dim, c.dim),
+                 "wo": (c.dim, c.dim), "rms_ffn": (1, c.dim), "w1": (c.hidden_dim, c.dim), "w2": (c.dim, c.hidden_dim),
+                 "w3": (c.hidden_dim, c.dim)}
+        self.n_layers, self.shared = c.n_layers, c.shared_classifier
+        self.shapes = {"embedding": (c.vocab_size, c.dim), **layer, "rms_final": (1, c.dim),
+                       "classifier": (c.vocab_size, c.dim)}  # (rows, columns)
+        self.first, at = {"embedding": 1}, 1 + c.vocab_size  # the index of row 0, of a layer's tensors in layer 0
+        for name, (rows, _) in layer.items():
+            self.first[name], at = at, at + rows
+        self.per_layer = at - 1 - c.vocab_size
+        self.first["rms_final"] = at + (c.n_layers - 1) * self.per_layer
+        self.first["classifier"] = self.first["rms_final"] + 1
+        self.size = self.first["classifier"] + c.vocab_size * (not c.shared_classifier)
 
-    def of(self, tensor: str, layer: int) -> tuple[str, int]:
-        """The tensor that serves as another: a shared classifier is the embedding."""
-        return ("embedding", 0) if tensor == "classifier" and self.shared else (tensor, layer)
+    def tensor(self, name: str) -> str:
+        """The tensor that serves as one: a shared classifier is the embedding."""
+        return "embedding" if name == "classifier" and self.shared else name
 
     def index(self, row: Row) -> int:
         """The index of a row's leaf. Raises ValueError if there is no such row."""
-        where = self.of(row.tensor, row.layer)
-        if where not in self.first or not 0 <= row.row < self.shape[where][0]:
+        outside = row.tensor in ("embedding", "rms_final", "classifier")
+        if (row.tensor not in self.shapes or not 0 <= row.layer < (1 if outside else self.n_layers)
+                or not 0 <= row.row < self.shapes[row.tensor][0]):
             raise ValueError(f"the model has no row {row}")
-        return self.first[where] + row.row
-
-    def columns(self, row: Row) -> int:
-        """How many numbers a row has."""
-        return self.shape[self.of(row.tensor, row.layer)][1]
+        return self.first[self.tensor(row.tensor)] + row.layer * self.per_layer + row.row
 
 
 # ----------------------------------------------------------------------------
@@ -141,8 +137,7 @@ class Event:
     def __init__(self, log: trace.Trace, index: int, kind: str = "logits"):
         """kind: what is asked of a step's line: logits, next or text. Raises ValueError if there is no such event."""
         if log.rust or log.header["level"] != "op":
-            raise VerificationError(log.path, "level", "op, of this program's own format",
-                                    "llama2-rs's format" if log.rust else log.header["level"])
+            raise VerificationError(log.path, "level", "op", "llama2-rs" if log.rust else log.header["level"])
         if not 0 < index < len(log):
             raise ValueError(f"{log.path}: has no event {index}; it has 1 to {len(log) - 1}")
         self.log, self.index, self.header, self.layout = log, index, log.header, Layout(log.header)
@@ -269,7 +264,7 @@ class Event:
     def limit(self) -> int:
         """Bytes that a message may have."""
         t = self.task
-        columns = self.leaves.columns(t.tensor) if t.tensor else 0
+        columns = self.leaves.shapes[t.tensor.tensor][1] if t.tensor else 0
         numbers = sum(i.n for i in t.inputs) + t.n + t.rows * columns
         return 2**16 + 6 * numbers + t.rows * 80 * self.leaves.size.bit_length()
 
@@ -281,11 +276,13 @@ class Dispute(Event):
         """Raises VerificationError if they cannot be compared, or do not part."""
         if a.lines[0] != b.lines[0]:
             name = next((name for name in a.header if a.header[name] != b.header.get(name)), "format")
-            raise VerificationError(f"{b.path}, line 1 (header)", name, a.header[name], b.header.get(name))
+            error = VerificationError(f"{b.path}, line 1 (header)", name, a.header[name], b.header.get(name))
+            error.hint = "; with two headers these are two runs, between which the referee cannot choose"
+            raise error
         count = min(len(a), len(b))
         index = next((i for i in range(count) if a.lines[i] != b.lines[i]), 0)
         if not index:
-            raise VerificationError(b.path, "lines", "one that differs", f"the same {count}, as far as both logs go")
+            raise VerificationError(b.path, "lines", "a difference", f"none in {count}")
         events = [log.event(index) for log in (a, b)]
         kind = next((kind for kind in ("logits", "next", "text") if events[0].get(kind) != events[1].get(kind)), "")
         super().__init__(a, index, kind)
@@ -378,8 +375,8 @@ def rows_message(tree: merkle.MerkleTree, config: dict, checkpoint: Checkpoint, 
     leaves = Leaves(config)
 
     def one(row):
-        index, (name, l) = leaves.index(row), leaves.of(row.tensor, row.layer)
-        (values,) = checkpoint.rows(name, l, row.row, row.row + 1)
+        index = leaves.index(row)
+        (values,) = checkpoint.rows(leaves.tensor(row.tensor), row.layer, row.row, row.row + 1)
         return {"tensor": row.tensor, "layer": row.layer, "row": row.row, "values": base64_of(numbers(values)),
                 "path": [h.hex() for h in tree.inclusion_proof(index)]}
 
@@ -472,21 +469,29 @@ def first_difference(a: bytes, b: bytes) -> int:
     return next(i for i in range(len(a) // 4) if a[4 * i:4 * i + 4] != b[4 * i:4 * i + 4])
 
 
+def reveal_command(dispute: Dispute) -> str:
+    """The command by which a party reveals what a dispute takes."""
+    option = {"next": " --of next", "text": " --of text -z TOKENIZER"}.get(dispute.task.op, "")
+    return f"referee.py reveal LOG {dispute.index} CHECKPOINT{option}"
+
+
 def judge(dispute: Dispute, evidence: Evidence) -> list[str]:
     """What the evidence decides: the lines of the verdict, of which the last is `A is right`, `B is right`, `neither is
     right`, or what is still needed."""
     task, element, lines = dispute.task, None, []
     if evidence.inputs is None and task.inputs:
-        return [f"needed: a message of values with the inputs of event {dispute.index}"]
+        return [f"needed: the inputs of event {dispute.index}: {reveal_command(dispute)}"]
     a, b = evidence.outputs
     if task.single and a and b:
         element = first_difference(a, b)
     missing = [row for row in dispute.needed(element) if row not in evidence.rows]
     if missing:
         silent = [name for name, output in zip("AB", (a, b), strict=True) if task.single and not output]
-        some = ", ".join(map(str, missing[:4])) + (", .." if len(missing) > 4 else "")
+        first = missing[0]
+        which = " ".join(str(row.row) for row in missing) if len(missing) < 3 else ""
         shorter = f" (or the result of {' and '.join(silent)}, and fewer rows)" if silent else ""
-        return [f"needed: a message of rows with {some}: {len(missing)} in all{shorter}"]
+        return [f"needed: {len(missing)} {'row' if len(missing) == 1 else 'rows'} of {first.tensor}: referee.py rows "
+                + f"CHECKPOINT {first.tensor} {first.layer} {which}".strip() + shorter]
     rows = [evidence.rows[row] for row in dispute.needed(element)]
     try:
         result = dispute.compute(evidence.inputs or [], rows, element)
@@ -576,10 +581,9 @@ def show(dispute: Dispute, out: TextIO) -> None:
                                 + (f", .. ({len(task.inputs)} in all)" if len(task.inputs) > 3 else "")
                                 or "no inputs")
           + (", and the results of both" if task.single else ""), file=out)
-    option = "" if task.op not in ("next", "text") else f" --of {task.op}"
-    print(f"  referee.py reveal LOG {dispute.index} CHECKPOINT{option}", file=out)
+    print(f"  {reveal_command(dispute)}", file=out)
     if task.tensor:
-        what = "ROW" if task.single else str(task.tensor.row)
+        what = "ROW, without a ROW all of them" if task.single else str(task.tensor.row)
         print(f"  referee.py rows CHECKPOINT {task.tensor.tensor} {task.tensor.layer} {what}", file=out)
 
 
@@ -593,7 +597,8 @@ def reveal(args: argparse.Namespace, out: TextIO) -> int:
     if output and hashlib.sha256(output).hexdigest() != claim:
         if args.output:
             raise VerificationError(event.log.path, event.where(), claim, hashlib.sha256(output).hexdigest())
-        output = b""  # the model does not give what the log says: it can reveal the inputs alone
+        output = b""
+        console.say("the model does not give what the log says for this event: only its inputs are revealed")
     out.write(reveal_message(event.index, inputs, output).decode())
     return 0
 
@@ -603,22 +608,44 @@ def rows(args: argparse.Namespace, out: TextIO) -> int:
     with contextlib.closing(Checkpoint(args.checkpoint)) as checkpoint:
         config = vars(checkpoint.config)
         leaves = Leaves(config)
-        where = leaves.of(args.tensor, args.layer)
-        need("tensor and layer", f"{args.tensor} {args.layer}", where in leaves.shape, "of the model")
-        wanted = [Row(args.tensor, args.layer, row) for row in args.row or range(leaves.shape[where][0])]
+        need("tensor", args.tensor, args.tensor in leaves.shapes, ", ".join(leaves.shapes))
+        wanted = [Row(args.tensor, args.layer, row) for row in args.row or range(leaves.shapes[args.tensor][0])]
         for row in wanted:
-            leaves.index(row)
+            leaves.index(row)  # refuses what is not there
         out.write(rows_message(weights_tree(checkpoint), config, checkpoint, wanted).decode())
+    return 0
+
+
+def take_all(dispute: Dispute, evidence: Evidence, paths: Sequence[str], taken: Callable) -> list[Exception]:
+    """Check the messages of files; taken(path, data, what it opened) is called for each -> why others were left out."""
+    refused = []
+    for path in paths:
+        try:
+            data = console.read_file(path, dispute.limit())
+            taken(path, data, evidence.take(dispute, path, data))
+        except (VerificationError, ValueError) as error:
+            refused.append(error)
+    return refused
+
+
+def conclude(dispute: Dispute, evidence: Evidence, refused: list[Exception], args, out: TextIO) -> int:
+    """Print the verdict. A message that was refused does not stand in its way; if one is missing, it is the error."""
+    lines = judge(dispute, evidence)
+    if not args.roots:
+        lines.insert(0, "the logs were not held against heads that were published (--roots)")
+    if refused and lines[-1].startswith("needed"):
+        raise refused[0]
+    for error in refused:
+        console.say(f"referee.py: not taken into account: {error}")
+    print(*lines, sep="\n", file=out)
     return 0
 
 
 def decide(args: argparse.Namespace, out: TextIO) -> int:
     """The verdict over messages."""
     dispute, evidence = read_dispute(args), Evidence()
-    for path in args.messages:
-        evidence.take(dispute, path, console.read_file(path, dispute.limit()))
-    print(*judge(dispute, evidence), sep="\n", file=out)
-    return 0
+    refused = take_all(dispute, evidence, args.messages, lambda *message: None)
+    return conclude(dispute, evidence, refused, args, out)
 
 
 def settle(args: argparse.Namespace, out: TextIO) -> int:
@@ -631,9 +658,10 @@ def settle(args: argparse.Namespace, out: TextIO) -> int:
         opened = evidence.take(dispute, name, data)
         print(f"{kind:14}{source:22}{len(data):10}  {opened}", file=out)
 
-    for path in args.messages:
-        data = console.read_file(path, dispute.limit())
-        take("rows" if b'"rows"' in data[:4096] else "values", "a file", path, data)
+    def taken(path, data, opened):
+        print(f"{'rows' if opened.startswith('rows') else 'values':14}{'a file':22}{len(data):10}  {opened}", file=out)
+
+    refused = take_all(dispute, evidence, args.messages, taken)
     party = Party(dispute, args.checkpoint, args.tokenizer)
     output = party.output()
     digest = hashlib.sha256(output).hexdigest()
@@ -651,8 +679,7 @@ def settle(args: argparse.Namespace, out: TextIO) -> int:
         with contextlib.closing(Checkpoint(args.checkpoint)) as checkpoint:
             take("rows", "whoever has the model", "the model's rows", rows_message(
                 weights_tree(checkpoint), dispute.header["config"], checkpoint, missing))
-    print(*judge(dispute, evidence), sep="\n", file=out)
-    return 0
+    return conclude(dispute, evidence, refused, args, out)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

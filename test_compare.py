@@ -233,11 +233,11 @@ def test_a_file_of_no_step_that_can_be_judged_says_so(files, tmp_path, capfdbina
     (b"0 0 q 0\n", "q has 0 numbers, but 0"),
     (b"0 0 q 5\n" + bytes(16), "q has 5 numbers, but 4 are left"),
     (b"0 0 q 1\n" + bytes(5), "not a line `POS LAYER OP N`"),
-    (b"0 0 q 1\n" + bytes(4) + b"x" * 200, "record at byte 12: not a line"),
+    (b"0 0 q 1\n" + bytes(4) + b"x" * 200, "record at byte 12, after 0 0 q 1: not a line"),
     (b"0 0 q 15\n" + bytes(60), "position 0, "
      "layer 0, q: has 15 numbers, must have 16"),
      (b"0 -1 logits 279\n" + bytes(4 * 279), "position 0, logits: has 279 numbers, must have 280"),
-    (b"32 0 q 1\n" + bytes(4), "has 33 steps, more than the context of 32"),
+    (b"32 0 q 1\n" + bytes(4), "position 32 is beyond the context of 32"),
     (b"\0" * 1121, "size is 1121 bytes: neither")])
 def test_files_that_are_none_of_the_kinds_get_one_line(files, tmp_path, capfdbinary, data, message):
     path = tmp_path / "theirs"

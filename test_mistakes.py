@@ -11,6 +11,7 @@ import pytest
 
 import compare
 import llama2
+import mistakes
 import operations
 from checkpoint import Checkpoint
 from conftest import make_checkpoint, run_forward
@@ -71,6 +72,8 @@ class Port:
 
     def rows(self, name, l=0):
         L = self.c.n_layers
+        if self.has("layers reversed") and name not in ("embedding", "rms_final", "classifier"):
+            l = L - 1 - l
         if self.has("wk and wv swapped"):
             name = {"wk": "wv", "wv": "wk"}.get(name, name)
         if self.has(f"{name} of the next layer"):
@@ -129,10 +132,12 @@ class Port:
             frequency = f32(1 / f32(theta ** f32((j / 2 if self.has("exponent i/hs") else j) / hs)))
             if self.has("frequencies bfloat16"):
                 frequency = bf16(frequency)
-            angle = f32(pos * frequency)
+            angle = f32(f32((2 if self.has("RoPE twice") else 1) * pos) * frequency)
             c, s = f32(math.cos(angle)), f32(math.sin(angle))
-            if self.has("RoPE backwards"):
+            if self.has("RoPE backwards") or self.has(f"{which} backwards"):
                 s = -s
+            if self.has("cos and sin swapped"):
+                c, s = s, c
             first, second = i, i + 1
             if self.has("RoPE of halves"):
                 first = i // hs * hs + j // 2
@@ -153,7 +158,7 @@ class Port:
             return f32(0.5 * a * (1 + f32(math.tanh(f32(f32(math.sqrt(2 / math.pi)) * f32(a + 0.044715 * a**3))))))
         if self.has("exact GELU"):
             return f32(0.5 * a * f32(1 + math.erf(a / math.sqrt(2))))
-        if self.has("ReLU"):
+        if self.has("ReLU") or self.has("ReLU in layer 1") and self.layer == 1:
             return max(a, 0.0)
         sigmoid = f32(1 / f32(1 + f32(math.exp(-(1.702 * a if self.has("quick GELU") else a)))))
         return sigmoid if self.has("sigmoid") else f32(a * sigmoid)
@@ -166,6 +171,7 @@ class Port:
         c, hs, L = self.c, self.hs, self.c.n_layers
         x = self.write(pos, -1, "embedding", self.rows("embedding")[token])
         for l in range(L):
+            self.layer = l
             names = ("rms_ffn", "rms_att") if self.has("norms swapped") else ("rms_att", "rms_ffn")
             xb = self.write(pos, l, "attention_norm", self.norm(x, self.rows(names[0], l)[0], "attention_norm"))
             q = self.write(pos, l, "q", self.rope(self.matmul(self.rows("wq", l), xb), pos, "q"))
@@ -177,6 +183,7 @@ class Port:
             att, out = [], []
             for h in range(c.n_heads):
                 kv = h % c.n_kv_heads if self.has("heads % kv_heads") else h // self.group
+                kv_of_values = h % c.n_kv_heads if self.has("value heads % kv_heads") else kv
                 seen = range(pos + 1)
                 if self.has("exclusive"):
                     seen = range(max(1, pos))
@@ -192,6 +199,7 @@ class Port:
                 p[seen.start:seen.stop] = self.softmax([f32(s / f32(scale)) for s in scores])
                 att += p
                 late = self.has("values late")
+                part = slice(kv_of_values * hs, (kv_of_values + 1) * hs)
                 out += [self.dot(p, [self.values[l][max(0, t - late)][part][i] for t in range(pos + 1)])
                         for i in range(hs)]
             self.write(pos, l, "weights", att)
@@ -199,7 +207,8 @@ class Port:
             out = self.write(pos, l, "attention_out", self.matmul(self.rows("wo", l), out))
             if not self.has("no attention residual"):
                 out = [f32(a + b) for a, b in zip(x, out, strict=True)]
-            x = self.write(pos, l, "attention_residual", out)
+            x = x if self.has("last layer skipped") and l == L - 1 else out
+            self.write(pos, l, "attention_residual", out)
             xb = self.write(pos, l, "ffn_norm", self.norm(x, self.rows(names[1], l)[0], "ffn_norm"))
             gate, up = self.matmul(self.rows("w1", l), xb), self.matmul(self.rows("w3", l), xb)
             if self.has("w1 and w3 swapped"):
@@ -213,7 +222,8 @@ class Port:
                 out = [f32(a + b) for a, b in zip(x, out, strict=True)]
             if self.has("residual times 0.99"):
                 out = [f32(0.99 * v) for v in out]
-            x = self.write(pos, l, "ffn_residual", out)
+            x = x if self.has("last layer skipped") and l == L - 1 else out
+            self.write(pos, l, "ffn_residual", x)
         x = self.write(pos, -1, "final_norm", self.norm(x, self.rows("rms_final")[0], "final_norm"))
         logits = self.matmul(self.rows("classifier"), x)
         if self.has("log-probabilities"):
@@ -278,7 +288,8 @@ def test_right_ports_are_consistent_whatever_their_order_of_summation(path, judg
     assert sum(map(len, verdict.operations.judged.values())) == 8 * (2 * 14 + 3)
 
 
-# A mistake of the port; what the logits say; what the operations say (None: the same; False: nothing is wrong there)
+# A mistake of the port; what the logits say; what the operations say (None: the same; False: nothing is wrong
+# there; "": whatever)
 MISTAKES = [
     ("RoPE of halves", "RoPE turns halves", None), ("no RoPE", "RoPE is left out", None),
     ("RoPE of q only", "RoPE turns q only", None), ("RoPE backwards", "RoPE turns the other way", None),
@@ -296,7 +307,7 @@ MISTAKES = [
     ("values late", "the cache's values are one position late", None),
     ("softmax float16", "softmax's exponentials and results are float16",
      "results are float16 (in weights alone)"),
-    ("epsilon 1e-6", "epsilon is 1e-06", None), ("epsilon 0", "epsilon is 0", None),
+    ("epsilon 1e-6", "epsilon is 1e-06", None), ("epsilon 0", "epsilon is ", None),
     ("epsilon 0.001", "epsilon is 0.001", None), ("epsilon outside", "epsilon is added outside of the root", None),
     ("LayerNorm", "LayerNorm, which takes off the mean", None),
     ("no weight in ffn_norm", "ffn_norm has no weight", None), ("no final_norm", "final_norm is missing", None),
@@ -321,6 +332,11 @@ MISTAKES = [
     ("log-probabilities", "log-probabilities stand for logits", None),
     ("no BOS", "BOS, token 1, is missing", None), ("two BOS", "BOS, token 1, is there twice", None),
     ("EOS for BOS", "EOS, token 2, stands before the text", None),
+    ("k backwards", "RoPE turns k the other way", None),
+    ("cos and sin swapped", None, "RoPE's cosines and sines are swapped"), ("RoPE twice", "RoPE turns by twice", None),
+    ("value heads % kv_heads", "query head h uses value head h % kv_heads", None),
+    ("last layer skipped", "the last layer is skipped", ""), ("layers reversed", "the layers run in reverse", None),
+    ("ReLU in layer 1", None, "ReLU stands for SiLU (in layer 1 alone)"),
     ("rows late", "rows are one step late", False), ("rows early", "rows are one step early", False),
 ]
 
@@ -335,7 +351,7 @@ def test_every_known_mistake_is_named(path, judge, fault, by_logits, by_operatio
         assert (by_logits or "") in "\n".join(verdict.logits.found), verdict.logits.found
     if by_operations is False:
         assert verdict.operations.first_wrong is None
-    else:
+    elif by_operations != "":
         assert not verdict.operations.consistent()
         assert len(verdict.operations.found) == 1, verdict.operations.found
         assert (by_operations or by_logits) in verdict.operations.found[0]
@@ -346,6 +362,8 @@ def test_two_mistakes_are_both_named(path, judge):
     assert sorted(name.split(",")[0] for name in verdict.operations.found) == [
         "RoPE turns halves", "epsilon is 1e-06"]
     assert len(judge(Port(path, "LayerNorm", "no attention residual")).operations.found) == 2
+    found = "\n".join(judge(Port(path, "no scale", "heads % kv_heads")).operations.found)
+    assert "scores are not divided" in found and "key head h % kv_heads" in found  # in one operation
     verdict = judge(Port(path, "GELU", "heads % kv_heads"))
     assert len(verdict.operations.found) == 2
     (both,) = verdict.logits.found
@@ -372,3 +390,51 @@ def test_the_operations_are_those_of_the_forward_pass(path):
         for pos, (events, logits) in enumerate(run_forward(path, "exact", TOKENS[:4])):
             assert max(abs(a - b) for a, b in zip(whole.logits(pos), struct.unpack("48f", logits), strict=True)) < 1e-5
             assert len(events) == 2 * 14 + 2
+
+
+# ----------------------------------------------------------------------------
+# Parts of the search
+
+
+def test_the_expected_errors_are_those_of_right_programs(path, judge):
+    """A sigma is neither so small that right programs are far from it nor so large that they are far below."""
+    found = judge(Port(path, add=forward)).operations.measured
+    for op, judgements in found.items():
+        largest = max(j.sigmas for j in judgements)
+        assert op == "embedding" and largest == 0.0 or 0.2 < largest < 2.5, (op, largest)
+    assert 0.3 < compare.rms([j.sigmas for j in found["gate"]]) < 1.5
+
+
+def test_what_no_rounding_makes_is_impossible_and_what_it_hardly_makes_unlikely(path):
+    sigma, bound = [1e-7] * 4, [1e-5] * 4
+    for theirs, wrong, impossible in [([1.0, 2.0, 3.0, 4.0], False, False), ([1.0, 2.0, 3.0, 4.0 + 15e-7], True, False),
+                                      ([1.0, 2.0, 3.0, 4.0 + 17e-7], True, False),
+                                      ([1.0 + 3e-7, 2.0, 3.0, 4.0], False, False),
+                                      ([1.0, 2.0, 3.0, 4.0 + 2e-5], True, True)]:
+        judgement = operations.judge(theirs, [1.0, 2.0, 3.0, 4.0], (sigma, bound))
+        assert (judgement.wrong, judgement.impossible) == (wrong, impossible), theirs
+    one = operations.judge([0.0] * 99 + [17e-7], [0.0] * 100, ([1e-7] * 100, [1e-5] * 100))
+    assert one.sigmas < 4 and one.wrong and one.at == 99 and not one.impossible
+
+
+def test_measured_constants_stand_for_round_numbers_first():
+    assert mistakes.nearby(9.4e-7) == [0.0, 1e-6, 9e-7, 9.4e-7]
+    assert mistakes.nearby(10001.0)[1:3] == [10000.0, 10001.0] and mistakes.nearby(-1.0) == [0.0]
+    assert mistakes.nearby(0.35355)[1] == 1.0 and 0.4 in mistakes.nearby(0.35355)
+
+
+def test_a_mistake_that_enlarges_noise_is_measured_in_its_own(path, monkeypatch):
+    known = mistakes.known(Checkpoint(path).config)
+    missing = next(mistake for mistake in known if mistake.name.startswith("attention_residual is missing"))
+    with llama2.Transformer(path) as model:
+        rows = [operations.Model(kind, model.shard, TOKENS) for kind in (missing.kind(), operations.Operations)]
+        steps = []
+        for pos in range(3):
+            wrong, right = [row.logits(pos) for row in rows]
+            steps.append(mistakes.Seen([v + 15e-7 for v in wrong], right, 1e-7))
+        search = mistakes.Search(model.shard, TOKENS, steps, lambda done, of: None)
+        assert 1.0 <= search.amplification(missing, 3) < 1000
+        for amplification, explains in (1.0, False), (3.0, True):
+            monkeypatch.setattr(search, "amplification", lambda mistake, count, by=amplification: by)
+            fit = search.fit(missing)
+            assert fit.explains == explains and abs(fit.noise * amplification - 15) < 0.1

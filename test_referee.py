@@ -99,16 +99,23 @@ def test_one_element_settles_a_product_if_both_reveal(run, capfdbinary, kind, wr
     tensor = referee.MATMULS[kind]
     layer = 0 if kind == "logits" else 1
     first = wrong // 2 * 2 if kind in ("q", "k") else wrong
-    assert judged(capfdbinary, "judge", a, b, *reveals).startswith(
-        f"needed: a message of rows with {tensor} {layer} {first}")
+    both = f"{first} {first + 1}" if kind in ("q", "k") else f"{first}"
+    assert judged(capfdbinary, "judge", a, b, *reveals).endswith(f"referee.py rows CHECKPOINT {tensor} {layer} {both}")
     rows = [first, first + 1] if kind in ("q", "k") else [first]
     code, message, _ = command(capfdbinary, "rows", model, tensor, layer, *rows, program=referee)
     (folder / "rows").write_bytes(message)
     code, out, _ = command(capfdbinary, "judge", a, b, *reveals, folder / "rows", program=referee)
-    assert out.decode().splitlines()[0].startswith(f"element {wrong} of {len(values)}: A ")
+    assert out.decode().splitlines()[0] == "the logs were not held against heads that were published (--roots)"
+    assert out.decode().splitlines()[1].startswith(f"element {wrong} of {len(values)}: A ")
     assert out.decode().splitlines()[-1] == "A is right"
     assert judged(capfdbinary, "judge", b, a, folder / "rows", *reveals) == "B is right"
     assert judged(capfdbinary, "settle", b, a, model, folder / "b.reveal") == "B is right"
+    (folder / "junk").write_bytes(referee.reveal_message(index, [], b"junk"))  # it cannot hold up a verdict
+    args = "judge", a, b, folder / "junk", folder / "rows", *reveals
+    code, out, err = command(capfdbinary, *args, program=referee)
+    assert code == 0 and out.endswith(b"A is right\n") and "not taken into account: " in err
+    (folder / "junk").write_bytes(b"junk")
+    assert "not JSON" in failure(capfdbinary, "judge", a, b, folder / "junk", program=referee)
 
 
 def test_a_dishonest_model_reveals_what_it_committed_to_and_loses(run, capfdbinary, tmp_path):
@@ -139,8 +146,9 @@ def test_logs_with_two_headers_cannot_be_compared(run, capfdbinary, change, wher
 def test_logs_that_do_not_part_and_other_levels_are_refused(run, traces, capfdbinary):
     _, _, lines, folder = run
     a, cut = forge(folder / "a.trace", lines), forge(folder / "cut.trace", lines[:50], False)
-    assert "lines: expected" in failure(capfdbinary, "ask", a, a, program=referee, code=1)
-    assert "the same 50" in failure(capfdbinary, "ask", a, cut, program=referee, code=1).replace(r"\u0020", " ")
+    for other in a, cut:
+        message = failure(capfdbinary, "ask", a, other, program=referee, code=1)
+        assert 'expected "a difference", got "none in ' in message
     step = read_lines(traces["step"])[:-1]
     other = forge(folder / "step.trace", [*step[:3], edit(step[3], logits="1" * 64), *step[4:]])
     assert "level: expected " in failure(capfdbinary, "ask", traces["step"], other, program=referee, code=1)
@@ -200,6 +208,80 @@ class SimpleEvidence:
     def __init__(self, log, event, party, tree, file):
         self.log, self.event, self.party, self.tree, self.file = log, event, party, tree, file
         self.config = vars(file.config)
+
+
+@pytest.mark.parametrize("kind", KINDS[:-1])
+def test_a_lie_that_follows_from_false_inputs_or_rows_does_not_pass(run, evidence, kind):
+    """The liar's claim is what its false inputs, or its false row, would give: only their hashes betray them."""
+    model, tokenizer, lines, folder = run
+    index = at(kind, 3)
+    truth = evidence(index, "next" if kind == "next" else "logits")
+    event, inputs = truth.event, truth.party.inputs()
+    rows = [truth.file.rows(event.leaves.tensor(row.tensor), row.layer, row.row, row.row + 1)[0]
+            for row in event.needed(None)]
+
+    def claimed(vectors, weights):
+        result = event.compute(vectors, weights, None)
+        if kind == "next":
+            return forge(folder / "b.trace", [*lines[:index], edit(lines[index], next=result)], False), b""
+        data = referee.numbers(result)
+        digest = referee.hashlib.sha256(data).hexdigest()
+        return forge(folder / "b.trace", [*lines[:index], edit(lines[index], **lie(lines[index], digest))], False), data
+
+    a = trace.read(forge(folder / "a.trace", lines))
+    if inputs:
+        false = [[-2.0 * v for v in referee.values_of(data)] for data in inputs]
+        path, data = claimed(false, rows)
+        dispute, found = referee.Dispute(a, trace.read(path)), referee.Evidence()
+        with pytest.raises(referee.VerificationError):
+            found.take(dispute, "liar", referee.reveal_message(index, [referee.numbers(v) for v in false], data))
+        assert found.inputs is None
+    if rows:
+        false = [[2.0 * v for v in row] for row in rows]
+        path, data = claimed(list(map(referee.values_of, inputs)), false)
+        dispute, found = referee.Dispute(a, trace.read(path)), referee.Evidence()
+        message = json.loads(referee.rows_message(truth.tree, truth.config, truth.file, event.needed(None)))
+        for entry, row in zip(message["rows"], false, strict=True):
+            entry["values"] = referee.base64_of(referee.numbers(row))
+        with pytest.raises(referee.VerificationError):
+            found.take(dispute, "liar", referee.encode(message) + b"\n")
+        assert not found.rows
+
+
+def test_messages_that_are_not_about_the_dispute_are_refused(run, evidence, capfdbinary):
+    model, _, lines, folder = run
+    index = at("gate", 2)
+    truth = evidence(index)
+    inputs, output = truth.party.inputs(), truth.party.output()
+    a, b = forge(folder / "a.trace", lines), forged(run, index, **lie(lines[index]))
+    for message, field in [(referee.reveal_message(index + 1, inputs, b""), "event: expected"),
+                           (referee.reveal_message(index, inputs * 2, b""), "inputs: expected 1, got 2"),
+                           (referee.reveal_message(index, [], output[:-4]), "output: expected"),
+                           (referee.reveal_message(index, [inputs[0][:-4]], b""), "size: expected 64, got 60")]:
+        (folder / "message").write_bytes(message)
+        assert field in failure(capfdbinary, "judge", a, b, folder / "message", program=referee, code=1)
+    # both logs agree on the hash of something that is no vector of this model
+    digest = referee.hashlib.sha256(b"12345").hexdigest()
+    lied = [*lines[:index - 1], edit(lines[index - 1], sha256=digest), *lines[index:]]
+    a = forge(folder / "a.trace", lied)
+    b = forge(folder / "b.trace", [*lied[:index], edit(lied[index], sha256="5" * 64), *lied[index + 1:]])
+    (folder / "message").write_bytes(referee.reveal_message(index, [b"12345"], b""))
+    message = failure(capfdbinary, "judge", a, b, folder / "message", program=referee, code=1)
+    assert "size: expected 64, got 5" in message
+
+
+def test_a_shared_classifier_is_the_embedding(files, tmp_path, capfdbinary):
+    model = files["multi-head"]
+    a = str(tmp_path / "a")
+    llama2.main([model, "-z", files["tokenizer"], "-t", "0", "-n", "2", "--trace", a, "--trace-level", "op"])
+    lines = read_lines(a)[:-1]
+    b = forge(tmp_path / "b", [*lines[:-1], edit(lines[-1], logits="1" * 64)])
+    assert judged(capfdbinary, "settle", b, a, model) == "B is right"
+    code, out, _ = command(capfdbinary, "rows", model, "classifier", 0, 7, program=referee)
+    (row,) = referee.parse("rows", out)["rows"]
+    code, out, _ = command(capfdbinary, "rows", model, "embedding", 0, 7, program=referee)
+    (same,) = referee.parse("rows", out)["rows"]
+    assert {**row, "tensor": "embedding"} == same
 
 
 @given(st.data())
@@ -308,11 +390,19 @@ def test_rows_lead_to_the_weights_of_every_tensor(run, capfdbinary):
     with llama2.Transformer(model) as transformer:
         tree = referee.weights_tree(transformer.checkpoint)
         assert tree.root().hex() == header["weights"] and len(tree) == leaves.size
-        for (name, layer), (rows, _) in leaves.shape.items():
-            for row in {0, rows - 1}:
+        layers = {"embedding": [0], "rms_final": [0], "classifier": [0]}
+        seen = {0}
+        for name, layer, row in [(tensor, l, i) for tensor, (rows, _) in leaves.shapes.items()
+                                 for l in layers.get(tensor, [0, 1]) for i in range(rows)]:
+            seen.add(leaves.index(referee.Row(name, layer, row)))
+            if row in (0, leaves.shapes[name][0] - 1):
                 (values,) = transformer.checkpoint.rows(name, layer, row, row + 1)
                 referee.merkle.verify_inclusion(referee.merkle.leaf_hash(bits(values)), leaves.index(
                     referee.Row(name, layer, row)), leaves.size, tree.inclusion_proof(
                         leaves.index(referee.Row(name, layer, row))), tree.root())
-    assert "tensor and layer" in failure(capfdbinary, "rows", model, "wq", 2, 0, program=referee)
+        assert seen == set(range(leaves.size))
+    assert "the model has no row wq 2 0" in failure(capfdbinary, "rows", model, "wq", 2, 0, program=referee)
+    assert "tensor is wx, must be embedding, rms_att" in failure(capfdbinary, "rows", model, "wx", 0, program=referee)
+    message = failure(capfdbinary, "rows", model, "classifier", 1, program=referee)
+    assert "the model has no row classifier 1 0" in message
     assert "the model has no row wq 0 16" in failure(capfdbinary, "rows", model, "wq", 0, 16, program=referee)
