@@ -163,7 +163,10 @@ class Numbers:
             if n == 0 or end + 1 + 4 * n > len(self.data):
                 raise ValueError(f"{where}: {op} has {n} numbers, but {(len(self.data) - end - 1) // 4} are left")
             key = pos, None if layer == -1 else layer, op
-            self.records.setdefault(key, []).append((end + 1, n))
+            parts = self.records.setdefault(key, [])
+            parts.append((end + 1, n))
+            if len(parts) > 1 and sum(size for _, size in parts) > self.size(op, pos):
+                raise ValueError(f"{where}: more than the {self.size(op, pos)} numbers of {place(op, key[1], pos)}")
             at, steps = end + 1 + 4 * n, max(steps, pos + 1)
         return steps
 
@@ -349,8 +352,8 @@ class Comparison:
         theirs = self.numbers.values("logits", None, pos)
         if theirs is None:
             return
-        if not isfinite(sum(theirs)):
-            at = next(i for i, v in enumerate(theirs) if not isfinite(v))
+        at = not_finite(theirs)
+        if at is not None:
             self.not_finite = f"step {pos}, token {at}: {theirs[at]}"
             return
         if not self.shares:
@@ -380,8 +383,8 @@ class Comparison:
             theirs = get(op, l, pos)
             if theirs is None:
                 continue
-            if not isfinite(sum(theirs)):
-                at = next(i for i, v in enumerate(theirs) if not isfinite(v))
+            at = not_finite(theirs)
+            if at is not None:
                 self.not_finite = f"{place(op, l, pos)}, {element(op, at, self.numbers, pos)}: {theirs[at]}"
                 return
             y = operations.result(op, l, pos)
@@ -443,6 +446,13 @@ class Comparison:
                 found = ["; or ".join(alike)] if alike else []
         progress("looking for the mistake", 1, 1)
         return found
+
+
+def not_finite(values: Sequence[float]) -> int | None:
+    """The first element that is not finite, or would not be as a float32; None if there is none."""
+    if isfinite(sum(values)) and max(map(abs, values)) < 2.0**128:
+        return None
+    return next((i for i, v in enumerate(values) if not abs(v) < 2.0**128), None)
 
 
 def element(op: str, at: int, numbers: Numbers, pos: int) -> str:

@@ -115,6 +115,11 @@ def read_header(where: str, line: bytes) -> dict:
     if "format" not in header:
         raise ValueError(f"{where}: not a trace's header")
     tokens, vocab_size, seq_len = header["tokens"], header["config"]["vocab_size"], header["config"]["seq_len"]
+    c = header["config"]
+    for name, possible in [("dim", c["dim"] % c["n_heads"] == 0 and c["dim"] // c["n_heads"] % 2 == 0),
+                           ("n_kv_heads", c["n_heads"] % c["n_kv_heads"] == 0)]:
+        if not possible:
+            raise ValueError(f"{where}: {name} of the config cannot be {c[name]}, with {c['n_heads']} heads")
     for name, possible in [("p_value", header["p_value"] <= 1), ("seed", header["seed"] > 0),
                            ("steps", 0 < header["steps"] <= seq_len), ("tokens", len(tokens) <= seq_len),
                            ("tokens", max(tokens) < vocab_size)]:

@@ -106,11 +106,13 @@ def of_trace(log: trace.Trace) -> bytes:
     """The page of a trace of this program's own format, without what only a model knows. Raises ValueError if the page
     is larger than 20 MB."""
     return html(log.path, log.lines, {"model": False, "layers": 0, "heads": 0, "words": {}},
-                [{"next": log.event(index)["next"]} for index in log.steps])
+                [{"next": log.event(index)["next"]} for index in log.steps],
+                " Nobody has verified it here." + " It was cut short: it has no last line." * (log.root is None))
 
 
-def html(path: str, lines: Sequence[bytes], data: dict, steps: Sequence[dict]) -> bytes:
-    """The page of a log's lines; steps: what is known of each step. Raises ValueError if it is larger than 20 MB."""
+def html(path: str, lines: Sequence[bytes], data: dict, steps: Sequence[dict], note: str = "") -> bytes:
+    """The page of a log's lines; steps: what is known of each step; note: more to say of the log. Raises ValueError if
+    it is larger than 20 MB."""
     header = json.loads(lines[0])
     per_step, texts = Layout(header).lines, []
     if not steps:
@@ -121,8 +123,8 @@ def html(path: str, lines: Sequence[bytes], data: dict, steps: Sequence[dict]) -
     shown = {0, *[step["leaf"] for step in steps]}
     leaves = [line.decode() if i in shown else leaf_hash(line).hex() for i, line in enumerate(lines)]
     data = {**data, "given": len(header["tokens"]), "steps": steps, "texts": texts, "leaves": leaves,
-            "about": f"{len(steps)} steps of a model with {header['config']['n_layers']} layers and "
-                     f"{header['config']['n_heads']} heads", "header": in_words(header)}
+            "header": in_words(header) + note, "about": f"{len(steps)} steps of a model with "
+            f"{header['config']['n_layers']} layers and {header['config']['n_heads']} heads"}
     with open(os.path.join(HERE, "page.html"), encoding="utf-8") as file:
         before, after = file.read().split("DATA")
     # ASCII, and without < > &: nothing in it can end the script, begin a comment or be markup
@@ -141,8 +143,10 @@ def in_words(header: dict) -> str:
     how = "taking the likeliest token" if header["temperature"] == 0 else (
         f"drawing at temperature {header['temperature']}, top-p {header['p_value']}, seed {header['seed']}")
     begin = f"after the prompt {visible(json.dumps(header['prompt'][:200]))}" if header["prompt"] else "from nothing"
-    return (f"The log says: the model with SHA-256 {header['model']} told at most {header['steps']} steps {begin}, "
-            f"{how}, in the arithmetic {header['arithmetic']}. It commits to every {header['level']}.")
+    arithmetic = "exact arithmetic" if header["arithmetic"] == "exact" else "dialect c of the arithmetic"
+    level = {"op": "operation"}.get(header["level"], header["level"])
+    return (f"The log says: the model with SHA-256 {header['model']} ran at most {header['steps']} steps {begin}, "
+            f"{how}, in {arithmetic}. It commits to every {level}.")
 
 
 def visible(text: str) -> str:

@@ -265,8 +265,8 @@ class Event:
         """Bytes that a message may have."""
         t = self.task
         columns = self.leaves.shapes[t.tensor.tensor][1] if t.tensor else 0
-        numbers = sum(i.n for i in t.inputs) + t.n + t.rows * columns
-        return 2**16 + 6 * numbers + t.rows * 80 * self.leaves.size.bit_length()
+        size = sum(i.n if i.is_file else 4 * i.n for i in t.inputs) + 4 * t.n + 4 * t.rows * columns
+        return 2**16 + size * 3 // 2 + max(t.rows, 4) * (200 + 80 * self.leaves.size.bit_length())
 
 
 class Dispute(Event):
@@ -325,8 +325,11 @@ def fits(value: Any, schema: dict) -> bool:
         value[name] == kind if type(kind) is str else type(value[name]) is kind for name, kind in schema.items())
 
 
-def parse(path: str, data: bytes) -> dict:
-    """A message's bytes -> the message, its base64 decoded. Raises ValueError if it is not the one way to write it."""
+def parse(path: str, data: bytes, parts: int = 10**6) -> dict:
+    """A message's bytes -> the message, its base64 decoded. Raises ValueError if it is not the one way to write it, or
+    has more than so many parts (which would take much memory)."""
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > parts:
+        raise ValueError(f"{path}: not a message: more than {parts} parts")
     try:
         message = json.loads(data)
     except (ValueError, RecursionError):
@@ -407,7 +410,9 @@ class Evidence:
     def take(self, dispute: Dispute, path: str, data: bytes) -> str:
         """Check a message and add what it opens -> a word on that. Raises ValueError for what is not a message, and
         VerificationError for one that is not what was committed to."""
-        message = parse(path, data)
+        task = dispute.task
+        parts = 100 + len(task.inputs) + max(task.rows, 4) * (10 + dispute.leaves.size.bit_length())
+        message = parse(path, data, parts)
         return self._rows(dispute, path, message) if "rows" in message else self._values(dispute, path, message)
 
     def _values(self, dispute, path, message):

@@ -79,6 +79,15 @@ def test_a_text_that_parts_is_judged_up_to_there(run, tmp_path, capfdbinary):
     assert code == 1 and b"\n    7" not in out  # one logit alone is wrong by more than rounding
 
 
+@pytest.mark.parametrize("value", [1e39, 1.7e308, -1e160])
+def test_doubles_that_no_float32_holds_are_not_finite(run, tmp_path, capfdbinary, value):
+    options, rows = run
+    for row in [value] * 280, [*rows[2][:5], value, *rows[2][6:]]:
+        path = npy(tmp_path / "b.npy", [*rows[:2], row], "<f8", form="<{}d")
+        code, out, _ = command(capfdbinary, *options, "--compare", path)
+        assert code == 1 and out.startswith(b"not finite at step 2, token ")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_are_a_verdict(run, files, tmp_path, capfdbinary, value):
     options, rows = run
@@ -237,6 +246,8 @@ def test_a_file_of_no_step_that_can_be_judged_says_so(files, tmp_path, capfdbina
     (b"0 0 q 15\n" + bytes(60), "position 0, "
      "layer 0, q: has 15 numbers, must have 16"),
      (b"0 -1 logits 279\n" + bytes(4 * 279), "position 0, logits: has 279 numbers, must have 280"),
+    ((b"0 0 q 9\n" + bytes(36)) * 2, "record at byte 44, after 0 0 q 9: more than the 16 numbers of position 0, "
+     "layer 0, q"),
     (b"32 0 q 1\n" + bytes(4), "position 32 is beyond the context of 32"),
     (b"\0" * 1121, "size is 1121 bytes: neither")])
 def test_files_that_are_none_of_the_kinds_get_one_line(files, tmp_path, capfdbinary, data, message):

@@ -417,6 +417,52 @@ def test_what_no_rounding_makes_is_impossible_and_what_it_hardly_makes_unlikely(
     assert one.sigmas < 4 and one.wrong and one.at == 99 and not one.impossible
 
 
+def test_one_logit_alone_can_be_wrong(path, tmp_path):
+    """A logit that is 40 times the noise of its row at one step is too far, though the whole is not."""
+    with llama2.Transformer(path) as model:
+        rows = [list(model.forward(token, pos)) for pos, token in enumerate(TOKENS)]
+
+        def compared():
+            (tmp_path / "theirs").write_bytes(b"".join(struct.pack("<48f", *row) for row in rows))
+            comparison = compare.Comparison(model, TOKENS, compare.Numbers(str(tmp_path / "theirs"), model.config))
+            comparison.run()
+            return comparison
+
+        step = compared().steps[6]
+        share = compared().shares[11]
+        for times, consistent in (20, True), (45, False):
+            before, rows[6][11] = rows[6][11], rows[6][11] + times * step.noise / share
+            comparison = compared()
+            assert comparison.consistent() == consistent and comparison.overall < 2
+            assert max(s.off for s in comparison.steps) < 12
+            assert (comparison.steps[6].at, round(comparison.steps[6].worst)) == (11, times)
+            rows[6][11] = before
+
+
+def test_a_row_is_named_only_where_all_other_logits_are_right(path):
+    with llama2.Transformer(path) as model:
+        model.forward(1, 0)  # which measures the classifier's rows
+        right = [[0.1 * i for i in range(48)] for _ in range(4)]
+        theirs = [[*row[:40], row[40] + 1e-3, *row[41:]] for row in right]
+        seen = [mistakes.Seen(t, r, 1e-7) for t, r in zip(theirs, right, strict=True)]
+        (name,) = mistakes.one_row(model.shard, [1, 17, 5, 3], seen)
+        assert name == "row 40 of the classifier is not the checkpoint's: the logit of token 40 alone is wrong"
+        seen[2] = mistakes.Seen([v + 1e-3 for v in theirs[2]], right[2], 1e-7)
+        assert mistakes.one_row(model.shard, [1, 17, 5, 3], seen) == []
+        (name,) = mistakes.one_row(model.shard, [1, 40, 5, 3], seen)  # from there on it enters the model
+        assert name.startswith("row 40 of the classifier") and name.endswith("is an input")
+        small = [mistakes.Seen([v + 5e-7 * (-1) ** i for i, v in enumerate(t)], r, 1e-7)
+                 for t, r in zip(theirs, right, strict=True)]
+        assert mistakes.one_row(model.shard, [1, 17, 5, 3], small) == []
+
+
+@pytest.mark.parametrize("name, own", [("float16", f16), ("bfloat16", bf16)])
+def test_values_are_rounded_to_the_nearest_even(name, own):
+    to, _ = mistakes.FORMATS[name]
+    for value in (1.0, 1.00390625, 1.01171875, 1.00048828125, 1.00146484375, -3.14159, 0.0, -0.0, 6e-5, 1e-40):
+        assert struct.pack("f", to([value])[0]) == struct.pack("f", own(f32(value)))
+
+
 def test_measured_constants_stand_for_round_numbers_first():
     assert mistakes.nearby(9.4e-7) == [0.0, 1e-6, 9e-7, 9.4e-7]
     assert mistakes.nearby(10001.0)[1:3] == [10000.0, 10001.0] and mistakes.nearby(-1.0) == [0.0]

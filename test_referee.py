@@ -93,6 +93,7 @@ def test_one_element_settles_a_product_if_both_reveal(run, capfdbinary, kind, wr
     values[wrong] = struct.unpack("f", struct.pack("f", values[wrong] * 1.5 + 1e-3))[0]
     values[wrong + 1] += 1.0
     values = referee.values_of(referee.numbers(values))
+    assert referee.first_difference(b"abcdefgh", b"abcdefgx") == 1 and referee.first_difference(b"abcd", b"xbcd") == 0
     b = forged(run, index, **lie(lines[index], referee.hashlib.sha256(referee.numbers(values)).hexdigest()))
     (folder / "b.reveal").write_bytes(referee.reveal_message(index, [], referee.numbers(values)))
     reveals = [folder / "a.reveal", folder / "b.reveal"]
@@ -268,6 +269,15 @@ def test_messages_that_are_not_about_the_dispute_are_refused(run, evidence, capf
     (folder / "message").write_bytes(referee.reveal_message(index, [b"12345"], b""))
     message = failure(capfdbinary, "judge", a, b, folder / "message", program=referee, code=1)
     assert "size: expected 64, got 5" in message
+
+
+def test_a_message_of_many_parts_is_refused_before_it_takes_memory(run, evidence, capfdbinary):
+    _, _, lines, folder = run
+    index = at("text", 2)
+    a, b = forge(folder / "a.trace", lines), forged(run, index, text="lie")
+    inputs = b"[" + b"[]," * 10**5 + b"[]]"
+    (folder / "many").write_bytes(b'{"format":"llama2.py reveal 1","event":93,"inputs":' + inputs + b',"output":""}')
+    assert "more than" in failure(capfdbinary, "judge", a, b, folder / "many", program=referee)
 
 
 def test_a_shared_classifier_is_the_embedding(files, tmp_path, capfdbinary):
