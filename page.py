@@ -142,7 +142,8 @@ def in_words(header: dict) -> str:
     """What the first line of a log says."""
     how = "taking the likeliest token" if header["temperature"] == 0 else (
         f"drawing at temperature {header['temperature']}, top-p {header['p_value']}, seed {header['seed']}")
-    begin = f"after the prompt {visible(json.dumps(header['prompt'][:200]))}" if header["prompt"] else "from nothing"
+    prompt = visible(json.dumps(header["prompt"][:200]))
+    begin = f"after the prompt {prompt}" if header["prompt"] else "without a prompt"
     arithmetic = "exact arithmetic" if header["arithmetic"] == "exact" else "dialect c of the arithmetic"
     level = {"op": "operation"}.get(header["level"], header["level"])
     return (f"The log says: the model with SHA-256 {header['model']} ran at most {header['steps']} steps {begin}, "

@@ -7,7 +7,7 @@
 It chooses the tokens that `python3 llama2.py -s SEED -i BEGINNING` chooses, only slowly; that one, given
 `--page story.html`, shows what it thinks. A language model gives, for a text, the probabilities of what comes next; a
 story is what comes of asking again and again. Shapes are in brackets: (vocab, dim) is vocab rows of dim numbers. The
-embedded model has dim 64, hidden 172, of its feed-forward networks, 5 layers, 8 heads, 4 with keys and values, hs 8.
+embedded model: dim 64, feed-forward width (hidden) 172, layers 0 to 4, 8 query heads on 4 of keys and values, hs 8.
 """
 import math
 import struct
@@ -24,7 +24,7 @@ def r(x):
     return struct.unpack("f", struct.pack("f", x))[0]  # "f", since "<f" raises OverflowError where this gives inf
 
 def dot(a, b):
-    """Vectors of the same length -> the sum of the products of their elements (exact, as 24 + 24 bits fit in 53)."""
+    """Vectors of the same length -> the sum of their products (each exact, as 24 + 24 bits fit in 53; the sum not)."""
     return r(math.fsum(x * y for x, y in zip(a, b, strict=True)))
 
 def total(x):
@@ -43,7 +43,7 @@ def power(a, b):
     return nearest(Decimal(a) ** Decimal(b))
 
 def series(x, term, n):
-    """term - term * x^2 / ((n + 1) (n + 2)) + ..: the cosine of x from the term 1 and n = 0, its sine from x and 1."""
+    """term - term * x^2 / ((n + 1) (n + 2)) + ..: cosine for term 1 and n = 0, sine for term x and n = 1."""
     with localcontext() as context:
         context.prec = 40 + int(abs(x))  # digits, since the terms grow before they shrink
         x, term, result = Decimal(x), Decimal(term), Decimal(0)
@@ -80,7 +80,7 @@ class Model:
         self.rms_ffn = matrix(self.n_layers, dim)    # scales, before the feed-forward network
         self.w1 = layers(hidden, dim)                # to its gates
         self.w2 = layers(dim, hidden)                # back into the stream
-        self.w3 = layers(hidden, dim)                # to what the gates let through
+        self.w3 = layers(hidden, dim)                # to the values that are gated
         self.rms_final = matrix(1, dim)[0]           # scales, at the end
         matrix(2 * self.seq_len, self.hs // 2)       # tables of cosines and sines, unused
         self.classifier = matrix(self.vocab, dim) if vocab < 0 else self.embedding  # to scores; vocab < 0: its own
@@ -135,8 +135,8 @@ def swiglu(gate, up):
 def forward(m, token, pos, see=lambda layer, op, values: values):
     """The token at position pos -> logits (vocab), a score for each token that could come next. x, the stream, is a
     vector of dim numbers to which every layer adds something, twice: attention, by which a position takes up what
-    earlier positions know, and a feed-forward network, by which it thinks about it. (see gets every result by its name
-    and returns it: for tests and for whoever wants to watch. Ignore it on a first reading.)"""
+    earlier positions know, and a feed-forward network, which works on that. (see gets every result by its name; what it
+    returns takes its place, except for weights. It is for those who watch: ignore it on a first reading.)"""
     x = see(None, "embedding", m.embedding[token])
     for l in range(m.n_layers):
         n = see(l, "attention_norm", rmsnorm(x, m.rms_att[l]))
@@ -176,7 +176,7 @@ class Tokenizer:
             offset += 8 + length
 
     def encode(self, text):
-        """Text -> tokens: a space and one for each character; then the best-scored pair merges, again and again."""
+        """Text -> tokens: a space, one for each character or byte; then the best-scored pair merges, repeatedly."""
         tokens = [self.pieces.index(b" ")] if text and b" " in self.pieces else []
         for character in text:
             piece = character.encode()
@@ -227,7 +227,7 @@ def sample(logits, temperature, p, coin):
     probabilities = softmax([r(v / r(temperature)) for v in logits])
     if p <= 0 or p >= 1:
         return pick(range(n), probabilities, coin)
-    cutoff = r(r(1 - p) / max(1, n - 1))  # tokens with less, all together, have at most 1 - p
+    cutoff = r(r(1 - p) / max(1, n - 1))  # tokens below it total at most 1 - p: never in the top
     top = [token for token in range(n) if probabilities[token] >= cutoff] or [logits.index(max(logits))]
     top.sort(key=lambda token: -probabilities[token])
     mass, likeliest = 0.0, []
