@@ -6,7 +6,7 @@
 
 No tolerance is asked for. Logits are measured against noise: beside the exact run goes a noisy one, whose every
 operation errs at random by as much as a float32 program's does. Operations are computed again from the other program's
-own inputs (operations.py). If either is not as float32 rounds, mistakes.py looks for the mistake.
+own inputs (operations.py). If either is not as float32 rounds, diagnosis.py looks for the mistake.
 
 Three kinds of files are read, and told apart by how they begin:
 
@@ -33,7 +33,7 @@ from random import Random
 from struct import iter_unpack, pack, unpack
 from typing import Any, BinaryIO
 
-import mistakes
+import diagnosis
 from arithmetic import BYTE_ORDER, Exact
 from console import printable, say, write_whole
 from events import OPERATIONS
@@ -435,12 +435,12 @@ class Comparison:
         tell = functools.partial(progress, "looking for the mistake")
         found = []
         if self.first_wrong:
-            found = mistakes.by_operations(self.shard, self.tokens, self.get, self.judged, tell)
+            found = diagnosis.by_operations(self.shard, self.tokens, self.get, self.judged, tell)
         elif self.logits_wrong:
             first = next((i for i, step in enumerate(self.steps) if step.off >= ONE_STEP), 0)
             steps = self.steps[:max(32, first + 12)]
             if [step.pos for step in steps] == list(range(len(steps))):  # no step is missing
-                alike = mistakes.by_logits(self.shard, self.tokens, [mistakes.Seen(
+                alike = diagnosis.by_logits(self.shard, self.tokens, [diagnosis.Seen(
                     self.numbers.values("logits", None, step.pos), self.exact[step.pos], step.noise)
                     for step in steps], tell)
                 found = ["; or ".join(alike)] if alike else []
@@ -564,7 +564,7 @@ def reasons(c: Comparison) -> Iterator[str]:
     if c.parted is not None:
         yield f"the texts part after step {c.parted}: only the steps up to there were judged"
     if c.steps and not c.consistent() and not c.first_wrong:
-        bits = mistakes.bits_of([c.numbers.values("logits", None, step.pos) for step in c.steps])
+        bits = diagnosis.bits_of([c.numbers.values("logits", None, step.pos) for step in c.steps])
         if bits:
             yield f"every logit is a {bits}: the program works in that format, or writes in it"
         else:

@@ -1,4 +1,4 @@
-"""Tests of operations.py and mistakes.py: ports of Llama to float32, right and wrong ones, and what is said of them.
+"""Tests of operations.py, mistakes.py and diagnosis.py: ports of Llama to float32, right and wrong, and the verdicts.
 
 The ports are written here, as somebody who does not know this project would write them: plain loops, every operation
 rounded, sums in some order.
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import compare
+import diagnosis
 import llama2
 import mistakes
 import operations
@@ -444,16 +445,16 @@ def test_a_row_is_named_only_where_all_other_logits_are_right(path):
         model.forward(1, 0)  # which measures the classifier's rows
         right = [[0.1 * i for i in range(48)] for _ in range(4)]
         theirs = [[*row[:40], row[40] + 1e-3, *row[41:]] for row in right]
-        seen = [mistakes.Seen(t, r, 1e-7) for t, r in zip(theirs, right, strict=True)]
-        (name,) = mistakes.one_row(model.shard, [1, 17, 5, 3], seen)
+        seen = [diagnosis.Seen(t, r, 1e-7) for t, r in zip(theirs, right, strict=True)]
+        (name,) = diagnosis.one_row(model.shard, [1, 17, 5, 3], seen)
         assert name == "row 40 of the classifier is not the checkpoint's: the logit of token 40 alone is wrong"
-        seen[2] = mistakes.Seen([v + 1e-3 for v in theirs[2]], right[2], 1e-7)
-        assert mistakes.one_row(model.shard, [1, 17, 5, 3], seen) == []
-        (name,) = mistakes.one_row(model.shard, [1, 40, 5, 3], seen)  # from there on it enters the model
+        seen[2] = diagnosis.Seen([v + 1e-3 for v in theirs[2]], right[2], 1e-7)
+        assert diagnosis.one_row(model.shard, [1, 17, 5, 3], seen) == []
+        (name,) = diagnosis.one_row(model.shard, [1, 40, 5, 3], seen)  # from there on it enters the model
         assert name.startswith("row 40 of the classifier") and name.endswith("is an input")
-        small = [mistakes.Seen([v + 5e-7 * (-1) ** i for i, v in enumerate(t)], r, 1e-7)
+        small = [diagnosis.Seen([v + 5e-7 * (-1) ** i for i, v in enumerate(t)], r, 1e-7)
                  for t, r in zip(theirs, right, strict=True)]
-        assert mistakes.one_row(model.shard, [1, 17, 5, 3], small) == []
+        assert diagnosis.one_row(model.shard, [1, 17, 5, 3], small) == []
 
 
 @pytest.mark.parametrize("name, own", [("float16", f16), ("bfloat16", bf16)])
@@ -464,9 +465,9 @@ def test_values_are_rounded_to_the_nearest_even(name, own):
 
 
 def test_measured_constants_stand_for_round_numbers_first():
-    assert mistakes.nearby(9.4e-7) == [0.0, 1e-6, 9e-7, 9.4e-7]
-    assert mistakes.nearby(10001.0)[1:3] == [10000.0, 10001.0] and mistakes.nearby(-1.0) == [0.0]
-    assert mistakes.nearby(0.35355)[1] == 1.0 and 0.4 in mistakes.nearby(0.35355)
+    assert diagnosis.nearby(9.4e-7) == [0.0, 1e-6, 9e-7, 9.4e-7]
+    assert diagnosis.nearby(10001.0)[1:3] == [10000.0, 10001.0] and diagnosis.nearby(-1.0) == [0.0]
+    assert diagnosis.nearby(0.35355)[1] == 1.0 and 0.4 in diagnosis.nearby(0.35355)
 
 
 def test_a_mistake_that_enlarges_noise_is_measured_in_its_own(path, monkeypatch):
@@ -477,8 +478,8 @@ def test_a_mistake_that_enlarges_noise_is_measured_in_its_own(path, monkeypatch)
         steps = []
         for pos in range(3):
             wrong, right = [row.logits(pos) for row in rows]
-            steps.append(mistakes.Seen([v + 15e-7 for v in wrong], right, 1e-7))
-        search = mistakes.Search(model.shard, TOKENS, steps, lambda done, of: None)
+            steps.append(diagnosis.Seen([v + 15e-7 for v in wrong], right, 1e-7))
+        search = diagnosis.Search(model.shard, TOKENS, steps, lambda done, of: None)
         assert 1.0 <= search.amplification(missing, 3) < 1000
         for amplification, explains in (1.0, False), (3.0, True):
             monkeypatch.setattr(search, "amplification", lambda mistake, count, by=amplification: by)
