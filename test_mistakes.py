@@ -204,6 +204,8 @@ class Port:
                 out += [self.dot(p, [self.values[l][max(0, t - late)][part][i] for t in range(pos + 1)])
                         for i in range(hs)]
             self.write(pos, l, "weights", att)
+            if self.has("attention bfloat16"):
+                out = list(map(bf16, out))
             self.write(pos, l, "attention", out)
             out = self.write(pos, l, "attention_out", self.matmul(self.rows("wo", l), out))
             if not self.has("no attention residual"):
@@ -356,6 +358,19 @@ def test_every_known_mistake_is_named(path, judge, fault, by_logits, by_operatio
         assert not verdict.operations.consistent()
         assert len(verdict.operations.found) == 1, verdict.operations.found
         assert (by_operations or by_logits) in verdict.operations.found[0]
+
+
+def test_the_first_step_alone_does_not_name_a_rounding(path, judge):
+    """At the first step rounded results of attention are rounded values; what tells them apart comes later."""
+    verdict = judge(Port(path, "attention bfloat16"))
+    assert verdict.operations.found == ["results are bfloat16 (in attention alone)"]
+    (name,) = verdict.logits.found
+    assert name.startswith("results of attention are bfloat16 (seen at step 0") and " or " not in name
+
+
+def test_a_mistake_that_would_spoil_something_is_not_named(path, judge):
+    verdict = judge(Port(path, "RoPE of q only"))
+    assert verdict.operations.found == ["RoPE turns q only, not k"]  # not: RoPE is left out
 
 
 def test_two_mistakes_are_both_named(path, judge):
