@@ -171,7 +171,7 @@ def test_the_page_computes_what_python_computes(story):
 
 
 HOSTILE = ["</script><script>window.hacked = 1</script>", "<img src=x onerror='window.hacked=1'>",
-           "\"'`${window.hacked=1}", "\u202etxet sdrawkcab\u2066", "a\0b\x1b[31m", "<!-- <script ", "</script x=",
+           "\"'`${window.hacked=1}", "\u202etxet sdrawkcab\u2066", "a\0b\x1b[31m", "</script x=", "<!-- <script ",
            "]]>", "&lt;b&gt;", "\u2028\u2029", "DATA", "😀"]
 
 
