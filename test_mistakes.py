@@ -458,7 +458,8 @@ def test_the_expected_errors_are_those_of_right_programs(path, judge):
     for op, judgements in found.items():
         largest = max(j.sigmas for j in judgements)
         assert op == "embedding" and largest == 0.0 or 0.2 < largest < 2.5, (op, largest)
-    assert 0.3 < compare.rms([j.sigmas for j in found["gate"]]) < 1.5
+    typical = {op: compare.rms([j.sigmas for j in judgements]) for op, judgements in found.items()}
+    assert 0.5 < typical["gate"] < 1.5 and 0.5 < typical["logits"] < 1.5
 
 
 def test_what_no_rounding_makes_is_impossible_and_what_it_hardly_makes_unlikely(path):
