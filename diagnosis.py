@@ -56,6 +56,12 @@ CONSTANTS = [
 ]
 
 
+def named(constant: Callable, candidate: float, value: float) -> str:
+    """The name of a constant, by a number that fits; "about" if what was measured is not that near."""
+    name = constant(candidate).name
+    return name if not candidate or abs(candidate - value) < 0.2 * candidate else name.replace("is ", "is about ", 1)
+
+
 def measure_epsilon(operations: Operations, op: str, places: Iterable[tuple]) -> float | None:
     """From the scale of a norm's results: s = 1 / sqrt(mean(x^2) + epsilon). places: (layer, pos, result)."""
     best = None
@@ -202,7 +208,7 @@ def measured(shard, tokens, get, op, wrong, judged, explains) -> tuple[str, list
         for ops in [other for other in alike if other in wrong], [op]:
             fit = [candidate for candidate in candidates if all(explains(constant(candidate), other) for other in ops)]
             if fit:
-                text = constant(fit[0]).name
+                text = named(constant, fit[0], value)
                 if constant is epsilon and fit[0] == 0.0 and len(fit) > 1:
                     text = f"epsilon is smaller than 1e-05, 0 to {max(fit):g}"
                 if len(ops) < sum(other in wrong for other in alike):  # more than one value is there
@@ -385,7 +391,7 @@ class Search:
                 if fit and fit.explains and fit.noise < 3:
                     fit = self.fit(constant(candidate))
                 if fit and fit.explains and fit.noise < 3:
-                    found.append(constant(candidate).name)
+                    found.append(named(constant, candidate, value))
                     break
         return found
 

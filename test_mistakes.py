@@ -474,6 +474,12 @@ def test_what_no_rounding_makes_is_impossible_and_what_it_hardly_makes_unlikely(
     assert one.sigmas < 4 and one.wrong and one.at == 99 and not one.impossible
 
 
+def test_a_constant_that_is_only_near_is_about():
+    assert diagnosis.named(diagnosis.epsilon, 1e-6, 9.4e-7) == "epsilon is 1e-06, not 1e-05"
+    assert diagnosis.named(diagnosis.epsilon, 1e-7, 1.6e-7) == "epsilon is about 1e-07, not 1e-05"
+    assert diagnosis.named(diagnosis.epsilon, 0.0, 1e-9).startswith("epsilon is 0, or so small")
+
+
 def test_one_logit_alone_can_be_wrong(path, tmp_path):
     """A logit that is 40 times the noise of its row at one step is too far, though the whole is not."""
     with llama2.Transformer(path) as model:
