@@ -116,145 +116,167 @@ def by_operations(shard, tokens: Sequence[int], get: Callable, judged: dict[str,
     get(op, layer, pos): another program's results, as for Operations. judged: op -> [(wrong, layer, pos)], all that
     could be judged. tell(done, of): called from time to time.
     """
-    wrong = {op: sorted(places, key=lambda place: not place[0]) for op, places in judged.items()
-             if any(place[0] for place in places)}
+    search = AmongOperations(shard, tokens, get, judged)
+    search.try_all([m for m in known(shard.config, search.first_wrong("weights")) if m.only != "logits"], tell)
+    for op in search.wrong:
+        if not search.is_explained(op):
+            search.look_closer(op)
+    return search.names()
 
-    def explains(mistake, op, layers=None):
-        operations = mistake.kind()(shard, tokens, get)
-        for _, l, pos in wrong.get(op, judged[op]):
+
+class AmongOperations:
+    """The search for the mistakes that explain wrong operations. An explanation is a text, and the operations that it
+    makes right: all that the mistake is about, or a part of them."""
+
+    def __init__(self, shard, tokens: Sequence[int], get: Callable, judged: dict[str, list]):
+        self.shard, self.tokens, self.get, self.judged = shard, tokens, get, judged
+        self.wrong = {op: sorted(places, key=lambda place: not place[0]) for op, places in judged.items()
+                      if any(place[0] for place in places)}  # the wrong places first
+        self.right = Operations(shard, tokens, get)
+        self.candidates = []
+        self.whole, self.partial = {}, {}  # text -> operations
+
+    def first_wrong(self, op: str) -> int:
+        """The first position at which an operation is wrong."""
+        return min([pos for is_wrong, _, pos in self.wrong.get(op, []) if is_wrong], default=0)
+
+    def is_explained(self, op: str) -> bool:
+        """Has a mistake been found that explains an operation?"""
+        return any(op in ops for ops in [*self.whole.values(), *self.partial.values()])
+
+    def explains(self, mistake: Mistake, op: str, layers: set | None = None) -> bool:
+        """Is an operation right everywhere, or in some layers, if the mistake is made?"""
+        operations = mistake.kind()(self.shard, self.tokens, self.get)
+        for _, l, pos in self.wrong.get(op, self.judged[op]):
+            if layers and l not in layers:
+                continue
             try:
-                if layers and l not in layers:
-                    continue
                 y = operations.result(op, l, pos)
                 if y is None and op == "embedding":
                     continue  # the token after the last one
-                if y is None or judge(get(op, l, pos), y, operations.errors(op, l, pos, y)).wrong:
+                if y is None or judge(self.get(op, l, pos), y, operations.errors(op, l, pos, y)).wrong:
                     return False
             except (ValueError, OverflowError, ZeroDivisionError):
                 return False
         return True
 
-    candidates = [m for m in known(shard.config, first_window(wrong)) if m.only != "logits"]
-    explained = {}  # mistake's name -> the wrong operations that it explains
-    complete = {}   # those of them whose mistake spoils nothing and leaves nothing of it
-    for i, mistake in enumerate(candidates):
-        tell(i, len(candidates))
-        ops = [op for op in mistake.ops if op in judged]
-        mended = [op for op in ops if op in wrong and explains(mistake, op)]
-        if mended:
-            explained.setdefault(mistake.name, mended)
-            if all(op in mended or op not in wrong and explains(mistake, op) for op in ops):
-                complete.setdefault(mistake.name, mended)
-    for op in wrong:
-        if any(op in ops for ops in [*complete.values(), *explained.values()]):
-            continue
-        few_bits = format_of(shard, tokens, get, op, wrong[op])
+    def try_all(self, mistakes: Sequence[Mistake], tell: Callable) -> None:
+        """Try mistakes one by one."""
+        self.candidates = mistakes
+        for i, mistake in enumerate(mistakes):
+            tell(i, len(mistakes))
+            ops = [op for op in mistake.ops if op in self.judged]
+            mended = [op for op in ops if op in self.wrong and self.explains(mistake, op)]
+            if mended:
+                self.partial.setdefault(mistake.name, mended)
+                if all(op in mended or op not in self.wrong and self.explains(mistake, op) for op in ops):
+                    self.whole.setdefault(mistake.name, mended)
+
+    def look_closer(self, op: str) -> None:
+        """Look for what explains a wrong operation that no mistake does: a format, a constant, single elements; or a
+        mistake in some layers alone, or two together."""
+        few_bits = self.format_of(op)
         if few_bits:
-            explained.setdefault(f"results are {few_bits}", []).append(op)
-            continue
-        constant = measured(shard, tokens, get, op, wrong, judged, explains)
-        if constant:
-            complete[constant[0]] = constant[1]
-            continue
-        texts = peculiar(shard, tokens, get, op, wrong[op])
-        own = [mistake for mistake in candidates if op in mistake.ops]
-        layers = {l for is_wrong, l, _ in wrong[op] if is_wrong}
-        if not texts and len(layers) < len({l for _, l, _ in wrong[op]}):
-            texts = [f"{mistake.name} (in layer {', '.join(map(str, sorted(layers)))} alone)"
-                     for mistake in own if explains(mistake, op, layers)]
-        if not texts:
-            texts = [f"{a.name}; and {b.name}" for a, b in combinations(own, 2) if not set(a.methods) & set(b.methods)
-                     and explains(Mistake("", (op,), a.methods | b.methods), op)]
-        for text in texts:
-            complete.setdefault(text, []).append(op)
-    return cover(complete, explained, wrong)
+            self.partial.setdefault(f"results are {few_bits}", []).append(op)
+            return
+        text, ops = self.constant(op)
+        if text:
+            self.whole[text] = ops
+            return
+        for texts in self.elements, self.in_some_layers, self.two_together:
+            found = texts(op)
+            for text in found:
+                self.whole.setdefault(text, []).append(op)
+            if found:
+                return
 
+    def names(self) -> list[str]:
+        """The fewest texts that explain all wrong operations: whole mistakes, then parts of some, then what is left."""
+        names, left = [], set(self.wrong)
+        for table, is_whole in (self.whole, True), (self.partial, False):
+            while best := max([set(ops) & left for ops in table.values()], key=len, default=None):
+                same = [name for name, ops in table.items() if set(ops) & left == best]
+                same = [name for name in same if len(table[name]) == min(len(table[n]) for n in same)]
+                text = "; or ".join(same[:3]) + ("; or .." if len(same) > 3 else "")
+                names.append(text if is_whole else f"{text} (in {', '.join(sorted(best))} alone)")
+                left -= best
+        if names and left:
+            names.append(f"one that is not known, in {', '.join(op for op in self.wrong if op in left)}")
+        return names
 
-def first_window(wrong: dict) -> int:
-    """The first position at which the weights of attention are wrong."""
-    return min([pos for is_wrong, _, pos in wrong.get("weights", []) if is_wrong], default=0)
+    # -- what look_closer looks for
 
-
-def cover(complete: dict, explained: dict, wrong: dict) -> list[str]:
-    """The fewest names that explain all wrong operations: whole mistakes, then parts of some, then what is left."""
-    names, left = [], set(wrong)
-    for table, whole in (complete, True), (explained, False):
-        while best := max([set(ops) & left for ops in table.values()], key=len, default=None):
-            same = [name for name, ops in table.items() if set(ops) & left == best]
-            same = [name for name in same if len(table[name]) == min(len(table[n]) for n in same)]
-            text = "; or ".join(same[:3]) + ("; or .." if len(same) > 3 else "")
-            names.append(text if whole else f"{text} (in {', '.join(sorted(best))} alone)")
-            left -= best
-    if names and left:
-        names.append(f"one that is not known, in {', '.join(op for op in wrong if op in left)}")
-    return names
-
-
-def measured(shard, tokens, get, op, wrong, judged, explains) -> tuple[str, list[str]] | None:
-    """The name of a constant that makes an operation right, with all others of its kind that are wrong if it can, and
-    which they are."""
-    if op not in MEASURES:
+    def format_of(self, op: str) -> str | None:
+        """The format of few bits that all values of an operation are in, if they are right but for that."""
+        for name, (to, distance) in FORMATS.items():
+            for _, l, pos in self.wrong[op]:
+                row, y = self.get(op, l, pos), self.right.result(op, l, pos)
+                if tuple(to(row)) != tuple(row):
+                    break
+                rounding = [4 * distance * abs(v) + 2.0**-24 for v in y]  # of the result, and of what it is made of
+                _, bound = self.right.errors(op, l, pos, y)
+                if judge(row, y, (rounding, list(map(add, bound, rounding)))).impossible:
+                    break
+            else:
+                return name
         return None
-    constant, measure = MEASURES[op]
-    operations = Operations(shard, tokens, get)
-    alike = [other for other in judged if MEASURES.get(other, [None])[0] is constant]
-    found = []
-    for other in alike:
-        if other in wrong:
-            value = measure(operations, other, [(l, pos, get(other, l, pos)) for _, l, pos in wrong[other]])
+
+    def constant(self, op: str) -> tuple[str | None, list[str]]:
+        """The name of a constant that makes an operation right, with all others of its kind that are wrong if it can,
+        and which they are."""
+        constant, measure = MEASURES.get(op, (None, None))
+        alike = [other for other in self.judged if MEASURES.get(other, [None])[0] is constant]
+        wrong = [other for other in alike if other in self.wrong]
+        found = []
+        for other in wrong if constant else ():
+            places = [(l, pos, self.get(other, l, pos)) for _, l, pos in self.wrong[other]]
+            value = measure(self.right, other, places)
             found += [] if value is None or not isfinite(value) else [(other != op, value)]
-    for _, value in sorted(found):
-        candidates = nearby(value)
-        for ops in [other for other in alike if other in wrong], [op]:
-            fit = [candidate for candidate in candidates if all(explains(constant(candidate), other) for other in ops)]
-            if fit:
-                text = named(constant, fit[0], value)
-                if constant is epsilon and fit[0] == 0.0 and len(fit) > 1:
-                    text = f"epsilon is smaller than 1e-05, 0 to {max(fit):g}"
-                if len(ops) < sum(other in wrong for other in alike):  # more than one value is there
-                    text += f" (in {op} alone)"
-                elif not all(other in wrong or explains(constant(fit[0]), other) for other in alike):
-                    text += f" (in {', '.join(ops)} alone)"
-                return text, ops
-    return None
+        for _, value in sorted(found):
+            for ops in wrong, [op]:
+                fit = [v for v in nearby(value) if all(self.explains(constant(v), other) for other in ops)]
+                if fit:
+                    text = named(constant, fit[0], value)
+                    if constant is epsilon and fit[0] == 0.0 and len(fit) > 1:
+                        text = f"epsilon is smaller than 1e-05, 0 to {max(fit):g}"
+                    spoilt = [o for o in alike if o not in wrong and not self.explains(constant(fit[0]), o)]
+                    return text + f" (in {', '.join(ops)} alone)" * (len(ops) < len(wrong) or bool(spoilt)), ops
+        return None, []
 
-
-def format_of(shard, tokens, get, op, places) -> str | None:
-    """The format of few bits that all values of an operation are in, if they are right but for that."""
-    operations = Operations(shard, tokens, get)
-    for name, (to, distance) in FORMATS.items():
-        for _, l, pos in places:
-            row, y = get(op, l, pos), operations.result(op, l, pos)
-            if tuple(to(row)) != tuple(row):
-                break
-            rounding = [4 * distance * abs(v) + 2.0**-24 for v in y]  # of the result, and of what it is made of
-            _, bound = operations.errors(op, l, pos, y)
-            if judge(row, y, (rounding, list(map(add, bound, rounding)))).impossible:
-                break
-        else:
-            return name
-    return None
-
-
-def peculiar(shard, tokens, get, op, places) -> list[str]:
-    """What is wrong with the values of an operation by themselves: single elements, or another token's embedding."""
-    operations = Operations(shard, tokens, get)
-    rows = {(l, pos): get(op, l, pos) for _, l, pos in places}
-    if op == "embedding":
-        return other_tokens(shard, tokens, rows)
-    off = set()
-    for _, l, pos in [place for place in places if place[2] == 0] or places:  # there RoPE mixes no two rows
-        y = operations.result(op, l, pos)
-        sigma, _ = operations.errors(op, l, pos, y)
-        off |= {(l, i) for i, (a, b, s) in enumerate(zip(rows[l, pos], y, sigma, strict=True))
-                if abs(a - b) > 16 * s + 2.0**-126}
-    if 0 < len(off) <= 2 * len({l for l, _ in off}) and (op in PRODUCTS or op in NORMS):
+    def elements(self, op: str) -> list[str]:
+        """Single elements that are wrong, or embeddings of other tokens."""
+        rows = {(l, pos): self.get(op, l, pos) for _, l, pos in self.wrong[op]}
+        if op == "embedding":
+            return other_tokens(self.shard, self.tokens, rows)
+        off = set()
+        places = [place for place in rows if place[1] == 0] or list(rows)  # at 0 RoPE mixes no two rows
+        for l, pos in places:
+            y = self.right.result(op, l, pos)
+            sigma, _ = self.right.errors(op, l, pos, y)
+            off |= {(l, i) for i, (a, b, s) in enumerate(zip(rows[l, pos], y, sigma, strict=True))
+                    if abs(a - b) > 16 * s + 2.0**-126}
+        if not 0 < len(off) <= 2 * len({l for l, _ in off}) or op not in (*PRODUCTS, *NORMS):
+            return []
         what, tensor = ("row", PRODUCTS[op][0]) if op in PRODUCTS else ("weight", op)
         where = [f"{what} {i} of " + (f"the {tensor}" if l is None else f"{tensor} in layer {l}")
                  for l, i in sorted(off, key=repr)]
-        return [" and ".join(where[:4]) + (" and others are" if len(where) > 4 else " are" if len(where) > 1 else " is")
-                + " not the checkpoint's"]
-    return []
+        verb = " and others are" if len(where) > 4 else " are" if len(where) > 1 else " is"
+        return [" and ".join(where[:4]) + verb + " not the checkpoint's"]
+
+    def in_some_layers(self, op: str) -> list[str]:
+        """Mistakes that are made in some layers alone."""
+        layers = {l for is_wrong, l, _ in self.wrong[op] if is_wrong}
+        if len(layers) == len({l for _, l, _ in self.wrong[op]}):
+            return []
+        where = f"(in layer {', '.join(map(str, sorted(layers)))} alone)"
+        return [f"{mistake.name} {where}" for mistake in self.candidates
+                if op in mistake.ops and self.explains(mistake, op, layers)]
+
+    def two_together(self, op: str) -> list[str]:
+        """Two mistakes in one operation."""
+        own = [mistake for mistake in self.candidates if op in mistake.ops]
+        return [f"{a.name}; and {b.name}" for a, b in combinations(own, 2) if not set(a.methods) & set(b.methods)
+                and self.explains(Mistake("", (op,), a.methods | b.methods), op)]
 
 
 def other_tokens(shard, tokens, rows) -> list[str]:

@@ -7,7 +7,8 @@
 It holds what llama2.c's run.c holds, in its order, with the standard library alone; plain.py is the same model in 260
 lines that do nothing for speed. Other files hold what run.c lacks, or has in a few lines: checkpoint.py (the file of
 weights), arithmetic.py (results defined to the bit, in a dialect of our own or in run.c's), workers.py (processes;
-models too large for memory), trace.py (a log to replay), compare.py (another program's logits). Differences from run.c:
+models too large for memory), trace.py (a log to replay), compare.py (another program's numbers), page.py (a run to look
+at). Differences from run.c:
 
 - a value out of range, a prompt beyond the context or a malformed file is an error, never silently corrected (only
   -n stops at the context's end);
