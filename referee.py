@@ -15,7 +15,8 @@ definition, and says who is right: A, B or neither. If a party reveals nothing, 
 operation is computed, from all its rows.
 
 Messages are files of one line each: JSON in ASCII without spaces, keys in this order, numbers as base64 (RFC 4648, with
-padding) of little-endian float32, hashes in hexadecimal. The referee believes nothing in them:
+padding) of little-endian float32, hashes in hexadecimal. The referee believes nothing in them, and reads none that is
+larger than what the dispute can take:
 
     {"format":"llama2.py reveal 1","event":15,"inputs":["BASE64",..],"output":"BASE64"}
         Of the event whose line has this index in the log (the header's is 0): its inputs, all in the order of `ask`, or
