@@ -37,7 +37,7 @@ import diagnosis
 from arithmetic import BYTE_ORDER, Exact
 from console import printable, say, write_whole
 from events import OPERATIONS
-from operations import U, Judgement, Operations, judge, rms, sequence
+from operations import U, Judgement, Operations, inputs, judge, rms, sequence
 from workers import CHUNK, Team, run_together
 
 OUTSIDE = ("embedding", "final_norm", "logits")  # operations outside the layers
@@ -191,6 +191,14 @@ class Numbers:
             values.byteswap()
         return values
 
+    def lacks_inputs(self) -> bool:
+        """Is there an operation in the file whose inputs are not all there?"""
+        for pos, layer, op in self.records:
+            for name, l, positions in inputs(op, layer, pos, self.config.n_layers):
+                if not all((t, l, name) in self.records for t in positions):
+                    return True
+        return False
+
     def _row(self, pos):
         size = {"e": 2, "f": 4, "d": 8}[self.form] * self.vocab_size
         data = self.data[self.begin + pos * size:self.begin + (pos + 1) * size]
@@ -307,6 +315,7 @@ class Comparison:
     def __init__(self, model, tokens: Sequence[int], numbers: Numbers):
         self.model, self.shard, self.numbers, self.tokens = model, model.shard, numbers, list(tokens)
         self.get = functools.lru_cache(4096)(numbers.values)  # for keys and values, which all later positions need
+        self.operations = Operations(self.shard, self.tokens, self.get)
         self.shares = []         # of each logit in the noise: rms of the classifier's rows' lengths / the row's
         self.steps = []          # those whose logits were judged
         self.done = 0            # positions that were run
@@ -321,26 +330,35 @@ class Comparison:
     def run(self) -> None:
         """Compute, beside each other, the exact run and the noisy one, and judge."""
         records, goal = self.numbers.records is not None, self.numbers.steps
+        noise_of_all = records and self.numbers.lacks_inputs()  # is there an operation that the noise must judge?
         team, pos = Team(), 0
         with contextlib.closing(team):
             team.start(functools.partial(Alone, self.model.builder(Noisy)), 2)
+            ahead = None  # the next chunk, if the other process has begun it
             while pos < goal and self.parted is None and self.not_finite is None:
                 progress("running", pos, goal)
-                chunk = self.tokens[pos:min(pos + CHUNK, goal)]
+                chunk = ahead or self._begin(team, pos, noise_of_all)
                 seen = [[] for _ in chunk]
-                observers = [lambda *event, seen=events: seen.append(event) for events in seen] if records else []
-                team.begin(chunk, pos, 0, records)
+                observers = [lambda *event, seen=events: seen.append(event) for events in seen] if noise_of_all else []
                 rows = self.model.forward_chunk(chunk, pos, observers)
                 (noisy,) = team.answers()
-                for row, events, (noisy_events, noisy_row) in zip(rows, seen, noisy, strict=True):
+                first, pos = pos, pos + len(chunk)
+                known = pos < min(goal, len(self.tokens))
+                ahead = self._begin(team, pos, noise_of_all) if known else None
+                for at, (row, events, noise) in enumerate(zip(rows, seen, noisy, strict=True), first):
                     if self.not_finite is None:
-                        self._operations(pos, events, noisy_events)
-                        self._logits(pos, row, noisy_row)
-                    pos += 1
-                    self.done = pos
+                        self._operations(at, events, noise[0])
+                        self._logits(at, row, noise[1])
+                        self.done = at + 1
                 if pos == len(self.tokens) < goal:
                     self._go_on(pos - 1, row)
         progress("running", goal, goal)
+
+    def _begin(self, team, pos, observed):
+        """Have the other process run the next chunk of known tokens -> it."""
+        chunk = self.tokens[pos:min(pos + CHUNK, self.numbers.steps)]
+        team.begin(chunk, pos, 0, observed)
+        return chunk
 
     def _go_on(self, pos, row):
         theirs = self.numbers.values("logits", None, pos)
@@ -376,7 +394,7 @@ class Comparison:
     def _operations(self, pos, events, noisy_events):
         if self.numbers.records is None:
             return
-        get, operations = self.get, Operations(self.shard, self.tokens, self.get)
+        get, operations = self.get, self.operations
         noisy = {(op, l): values for l, op, values in noisy_events}
         exact = {(op, l): values for l, op, values in events}
         for op, l in sequence(self.shard.config.n_layers):

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import exp, fsum, hypot, sqrt
-from operator import add, mul
+from operator import add, mul, sub
 
 from events import OPERATIONS
 from workers import split
@@ -46,6 +46,25 @@ def sequence(n_layers: int) -> list[tuple[str, int | None]]:
     return [("embedding", None), *layers, ("final_norm", None), ("logits", None)]
 
 
+def inputs(op: str, layer: int | None, pos: int, n_layers: int) -> list[tuple[str, int | None, Sequence[int]]]:
+    """The results on which an operation depends: (operation, layer, positions)."""
+    here, so_far = (pos,), range(pos + 1)
+    if op in PRODUCTS:
+        return [(PRODUCTS[op][1], layer, here)]
+    if op == "embedding":
+        return []
+    before = {"weights": [("q", layer, here), ("k", layer, so_far)],
+              "swiglu": [("gate", layer, here), ("up", layer, here)],
+              "attention": [("weights", layer, here), ("v", layer, so_far)],
+              "ffn_norm": [("attention_residual", layer, here)],
+              "ffn_residual": [("attention_residual", layer, here), ("ffn_out", layer, here)]}
+    if op in before:
+        return before[op]
+    l = n_layers if layer is None else layer
+    x = ("ffn_residual", l - 1, here) if l else ("embedding", None, here)
+    return [x, ("attention_out", layer, here)] if op == "attention_residual" else [x]
+
+
 @dataclass
 class Judgement:
     """How far another program's result of one operation is from its definition."""
@@ -67,7 +86,7 @@ class Judgement:
 
 def judge(theirs: Sequence[float], y: Sequence[float], errors: tuple[list[float], list[float]]) -> Judgement:
     """Another program's result (n), what it should be (n), its sigmas and bounds (n each) -> the judgement."""
-    off = [abs(a - b) for a, b in zip(theirs, y, strict=True)]
+    off = list(map(abs, map(sub, theirs, y)))
     sigmas, bounds = ([d / (e + SMALLEST) for d, e in zip(off, error, strict=True)] for error in errors)
     worst = max(sigmas)
     return Judgement(rms(sigmas), worst, sigmas.index(worst), max(bounds))
@@ -109,6 +128,10 @@ class Operations:
         self.shard, self.config, self.tokens, self.given = shard, shard.config, tokens, get
         self.hs, self.group = shard.config.head_size, shard.group
         self.products = {}  # of the current position, before RoPE: (op, layer) -> values
+        self.dots = {}      # of the current position: (layer, head) -> position, and its query times each visible key
+        self.kept = {}      # of the current position: ("k" or "v", layer, head) -> position, and history's result
+        self.squares = {}   # (layer, position, key head) -> a key times itself
+        self.rows = {}      # (matrix, layer) -> the squares of its rows, and their lengths
 
     def get(self, op, l, pos):
         """Another operation's result. Raises KeyError if there is none."""
@@ -257,14 +280,33 @@ class Operations:
         """The key or value (op: k or v) of position t in the cache, of one head, at the time of a position."""
         return self.get(op, l, t)[kv * self.hs:(kv + 1) * self.hs]
 
+    def history(self, op, l, kv, pos):
+        """The keys of a head, (pos + 1, hs), or its values in columns, (hs, pos + 1), at the time of a position."""
+        at, found = self.kept.get((op, l, kv), (None, None))
+        if at != pos:
+            found = [self.cached(op, l, t, kv, pos) for t in range(pos + 1)]
+            found = list(zip(*found, strict=True)) if op == "v" else found
+            self.kept[op, l, kv] = pos, found
+        return found
+
     def scale(self):
         """What scores are multiplied by."""
         return 1 / sqrt(self.hs)
 
     def scores(self, l, pos, h):
         """The scores of a head, (visible positions)."""
-        q, scale = self.get("q", l, pos)[h * self.hs:(h + 1) * self.hs], self.scale()
-        return [scale * dot(q, self.cached("k", l, t, self.kv_head(h, "k"), pos)) for t in self.visible(pos)]
+        q, kv, scale = self.get("q", l, pos)[h * self.hs:(h + 1) * self.hs], self.kv_head(h, "k"), self.scale()
+        keys = self.history("k", l, kv, pos)
+        dots = [dot(q, keys[t]) for t in self.visible(pos)]
+        self.dots[l, h] = pos, dots
+        return [scale * product for product in dots]
+
+    def key_square(self, l, t, kv, pos):
+        """A key times itself."""
+        if (l, t, kv) not in self.squares or type(self).cached is not Operations.cached:  # which may depend on pos
+            key = self.history("k", l, kv, pos)[t]
+            self.squares[l, t, kv] = dot(key, key)
+        return self.squares[l, t, kv]
 
     def probabilities(self, scores):
         """(n) -> (n)"""
@@ -285,8 +327,7 @@ class Operations:
         """(dim)"""
         result = []
         for h, p in enumerate(split(self.get("weights", l, pos), pos + 1)):
-            values = [self.cached("v", l, t, self.kv_head(h, "v"), pos) for t in range(pos + 1)]
-            result += [dot(p, column) for column in zip(*values, strict=True)]
+            result += [dot(p, column) for column in self.history("v", l, self.kv_head(h, "v"), pos)]
         return result
 
     # -- feed-forward network and residual connections
@@ -335,8 +376,10 @@ class Operations:
         before = self.products.get((op, l), y)
         name, operand = PRODUCTS[op]
         x = self.get(operand, l, pos)
-        squares = list(chain.from_iterable(block.squares for block in self.matrix(name, l).blocks))
-        sigma, bound = dot_errors(squares, dot(x, x), len(x), before)
+        if (name, l) not in self.rows:
+            squares = list(chain.from_iterable(block.squares for block in self.matrix(name, l).blocks))
+            self.rows[name, l] = squares, list(map(sqrt, squares))
+        sigma, bound = dot_errors(*self.rows[name, l], dot(x, x), len(x), before)
         return self._rope_errors(op, pos, before, sigma, bound) if op in ("q", "k") else (sigma, bound)
 
     def parts(self, op, l, pos):
@@ -364,9 +407,12 @@ class Operations:
         sigma, bound = [], []
         for h, p in enumerate(split(y, pos + 1)):
             q, scale, visible = self.get("q", l, pos)[h * self.hs:(h + 1) * self.hs], self.scale(), self.visible(pos)
-            keys = [self.cached("k", l, t, self.kv_head(h, "k"), pos) for t in range(pos + 1)]
-            dots = [dot(q, k) for k in keys]
-            ds, db = dot_errors([dot(k, k) for k in keys], dot(q, q), self.hs, dots)
+            kv = self.kv_head(h, "k")
+            at, dots = self.dots.get((l, h), (None, ()))
+            if at != pos or len(dots) <= pos:
+                dots = [dot(q, key) for key in self.history("k", l, kv, pos)]
+            squares = [self.key_square(l, t, kv, pos) for t in range(pos + 1)]
+            ds, db = dot_errors(squares, map(sqrt, squares), dot(q, q), self.hs, dots)
             highest = max([scale * dots[t] for t in visible], default=0.0)
             n, scores = pos + 1, [scale * product for product in dots]
             ds = [hypot(scale * d, 0.6 * U * s, 0.4 * U * (s - highest)) for d, s in zip(ds, scores, strict=True)]
@@ -379,20 +425,21 @@ class Operations:
     def _attention_errors(self, l, pos, y):
         sigma, bound = [], []
         for h, p in enumerate(split(self.get("weights", l, pos), pos + 1)):
-            values = [self.cached("v", l, t, self.kv_head(h, "v"), pos) for t in range(pos + 1)]
-            squares = [dot(column, column) for column in zip(*values, strict=True)]
-            ds, db = dot_errors(squares, dot(p, p), pos + 1, y[h * self.hs:(h + 1) * self.hs])
+            squares = [dot(column, column) for column in self.history("v", l, self.kv_head(h, "v"), pos)]
+            ds, db = dot_errors(squares, map(sqrt, squares), dot(p, p), pos + 1, y[h * self.hs:(h + 1) * self.hs])
             sigma += ds
             bound += db
         return sigma, bound
 
 
-def dot_errors(squares, square, n, y):
-    """The sigma and the bound of dot products y (m) of rows, whose squares (m) are given, and a vector; n: its length,
-    square: its own. One u more is for a result that was kept in more digits and rounded when it was written."""
-    bound = (n + 2) * U / (1 - (n + 2) * U)
-    return ([U * sqrt(0.09 * s * square + (0.06 * n + 0.1) * v * v) for s, v in zip(squares, y, strict=True)],
-            [bound * sqrt(s * square) + U * abs(v) for s, v in zip(squares, y, strict=True)])
+def dot_errors(squares, lengths, square, n, y):
+    """The sigma and the bound of dot products y (m) of rows, whose squares and lengths (m each) are given, and a
+    vector; n: its length, square: its own. One u more is for a result that was kept in more digits and rounded when it
+    was written."""
+    by_length, by_result = 0.09 * square * U * U, (0.06 * n + 0.1) * U * U
+    bound = (n + 2) * U / (1 - (n + 2) * U) * sqrt(square)
+    return ([sqrt(by_length * s + by_result * v * v) for s, v in zip(squares, y, strict=True)],
+            [bound * length + U * abs(v) for length, v in zip(lengths, y, strict=True)])
 
 
 class Model:

@@ -440,6 +440,25 @@ def test_a_mistake_that_is_not_known_is_wrong_and_has_no_name(path, judge, fault
     assert verdict.operations.first_wrong[:3] == first
 
 
+def test_the_inputs_of_an_operation_are_those_that_it_asks_for(path):
+    with llama2.Transformer(path) as model:
+        whole = operations.Model(operations.Operations, model.shard, TOKENS)
+        asked = set()
+        given = whole.operations.given
+
+        def get(op, l, pos):
+            asked.add((op, l, pos))
+            return given(op, l, pos)
+
+        whole.operations.given = get
+        for pos in range(3):
+            for op, l in operations.sequence(2):
+                asked.clear()
+                whole.results[op, l, pos] = whole.operations.result(op, l, pos)
+                assert asked == {(name, layer, t) for name, layer, positions in operations.inputs(op, l, pos, 2)
+                                 for t in positions}
+
+
 def test_the_operations_are_those_of_the_forward_pass(path):
     with llama2.Transformer(path) as model:
         whole = operations.Model(operations.Operations, model.shard, TOKENS)
