@@ -95,7 +95,7 @@ def test_a_line_that_is_too_long_is_refused_unread(monkeypatch):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"dim": 6, "n_heads": 4}, "dim of the config cannot be 6, with 4 heads"),
+    ({"dim": 9, "n_heads": 4}, "dim of the config cannot be 9, with 4 heads"),
     ({"dim": 6, "n_heads": 2}, "dim of the config cannot be 6, with 2 heads"),
     ({"dim": 16, "n_heads": 4, "n_kv_heads": 3}, "n_kv_heads of the config cannot be 3, with 4 heads")])
 def test_a_config_is_one_that_a_checkpoint_can_have(change, message):

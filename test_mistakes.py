@@ -193,7 +193,10 @@ class Port:
                     seen = range(max(0, pos - 3), pos + 1)
                 part = slice(kv * hs, (kv + 1) * hs)
                 late = self.has("keys late")
-                scores = [self.dot(q[h * hs:(h + 1) * hs], self.keys[l][max(0, t - late)][part]) for t in seen]
+                keys = [self.keys[l][max(0, t - late)][part] for t in range(pos + 1)]
+                if self.has("keys early"):
+                    keys = [*keys[1:], [0.0] * hs]
+                scores = [self.dot(q[h * hs:(h + 1) * hs], keys[t]) for t in seen]
                 scale = (1.0 if self.has("no scale") else hs if self.has("scale by hs") else
                          math.sqrt(c.dim) if self.has("scale by sqrt(dim)") else 2.0 if self.has("scale 1/2") else
                          math.sqrt(hs))
@@ -338,6 +341,7 @@ MISTAKES = [
     ("exclusive", "a position does not attend to itself", None),
     ("window 4", "attention sees the last 4 positions only", None),
     ("keys late", "the cache's keys are one position late", None),
+    ("keys early", "the cache's keys are one position early", None),
     ("values late", "the cache's values are one position late", None),
     ("softmax float16", "softmax's exponentials and results are float16",
      "results are float16 (in weights alone)"),
@@ -491,6 +495,20 @@ def test_what_no_rounding_makes_is_impossible_and_what_it_hardly_makes_unlikely(
         assert (judgement.wrong, judgement.impossible) == (wrong, impossible), theirs
     one = operations.judge([0.0] * 99 + [17e-7], [0.0] * 100, ([1e-7] * 100, [1e-5] * 100))
     assert one.sigmas < 4 and one.wrong and one.at == 99 and not one.impossible
+
+
+def test_a_rounding_that_explains_the_first_step_and_no_other_is_not_named(path):
+    rounded = next(m for m in mistakes.known(Checkpoint(path).config) if m.name == "values are bfloat16")
+    with llama2.Transformer(path) as model:
+        for other in True, False:
+            steps, kinds = [], (rounded.kind(), operations.Operations)
+            wrong, right = [operations.Model(kind, model.shard, TOKENS) for kind in kinds]
+            for pos in range(4):
+                theirs, own = wrong.logits(pos), right.logits(pos)
+                far = [v + 0.1 * (-1) ** i for i, v in enumerate(own)] if pos and other else theirs
+                steps.append(diagnosis.Seen(far, own, 1e-7))
+            search = diagnosis.Search(model.shard, TOKENS, steps, lambda done, of: None)
+            assert bool(search.best([rounded])) == (not other)
 
 
 def test_a_constant_that_is_only_near_is_about():
