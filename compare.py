@@ -322,10 +322,9 @@ class Comparison:
         self.exact = {}          # pos -> the right logits, until a mistake has been looked for
         self.parted = None       # the step after which the texts differ
         self.not_finite = None   # the first number that is none: its place, for the eye
-        self.judged = {}         # op -> [(wrong?, layer, pos)]: from the other program's own inputs
-        self.measured = {}       # op -> [[sigmas]], the worst of them, those of its bounds
+        self.judged = {}         # op -> [(Judgement, layer, pos)]: from the other program's own inputs
         self.apart = {}          # (op, layer) -> [(pos, rms of differences, of noise)]: where inputs are missing
-        self.first_wrong = None  # (layer, op, pos), as judged, with its judgement
+        self.first_wrong = None  # op, layer, pos, Judgement, and its worst element there and here
 
     def run(self) -> None:
         """Compute, beside each other, the exact run and the noisy one, and judge."""
@@ -333,7 +332,7 @@ class Comparison:
         noise_of_all = records and self.numbers.lacks_inputs()  # is there an operation that the noise must judge?
         team, pos = Team(), 0
         with contextlib.closing(team):
-            team.start(functools.partial(Alone, self.model.builder(Noisy)), 2)
+            team.start(functools.partial(Alone, self.model.builder(Noisy, self.model.fits(Noisy))), 2)
             ahead = None  # the next chunk, if the other process has begun it
             while pos < goal and self.parted is None and self.not_finite is None:
                 progress("running", pos, goal)
@@ -413,8 +412,7 @@ class Comparison:
                     pos, rms(list(map(sub, theirs, exact[op, l]))), rms(list(map(sub, noisy[op, l], exact[op, l])))))
 
     def _judge(self, op, l, pos, theirs, y, judgement: Judgement):
-        self.judged.setdefault(op, []).append((judgement.wrong, l, pos))
-        self.measured.setdefault(op, []).append(judgement)
+        self.judged.setdefault(op, []).append((judgement, l, pos))
         if judgement.wrong and self.first_wrong is None:
             self.first_wrong = op, l, pos, judgement, theirs[judgement.at], y[judgement.at]
 
@@ -453,15 +451,15 @@ class Comparison:
         tell = functools.partial(progress, "looking for the mistake")
         found = []
         if self.first_wrong:
-            found = diagnosis.by_operations(self.shard, self.tokens, self.get, self.judged, tell)
+            judged = {op: [(j.wrong, l, pos) for j, l, pos in places] for op, places in self.judged.items()}
+            found = diagnosis.by_operations(self.shard, self.tokens, self.get, judged, tell)
         elif self.logits_wrong:
             first = next((i for i, step in enumerate(self.steps) if step.off >= ONE_STEP), 0)
             steps = self.steps[:max(32, first + 12)]
             if [step.pos for step in steps] == list(range(len(steps))):  # no step is missing
-                alike = diagnosis.by_logits(self.shard, self.tokens, [diagnosis.Seen(
+                found = diagnosis.by_logits(self.shard, self.tokens, [diagnosis.Seen(
                     self.numbers.values("logits", None, step.pos), self.exact[step.pos], step.noise)
                     for step in steps], tell)
-                found = ["; or ".join(alike)] if alike else []
         progress("looking for the mistake", 1, 1)
         return found
 
@@ -539,8 +537,6 @@ def verdict(c: Comparison, names: Sequence[str]) -> Iterator[str]:
     """The verdict in a sentence, and the names of the mistakes."""
     if c.not_finite:
         yield f"not finite at {c.not_finite}"
-    elif not (c.steps or c.judged or c.apart):
-        yield "nothing to compare: the file has no logits and no operation of these steps"
     elif c.consistent():
         yield "consistent with float32: the differences are those of rounding"
     elif not names:
@@ -556,14 +552,15 @@ def reasons(c: Comparison) -> Iterator[str]:
     """What the verdict rests on."""
     if c.steps:
         step, logit = max(c.steps, key=lambda s: s.off), max(c.steps, key=lambda s: s.worst)
-        yield (f"logits of {len(c.steps)} steps, in units of a float32 program's noise: overall {c.overall:.3g} (limit "
+        count = f"{len(c.steps)} step" + "s" * (len(c.steps) > 1)
+        yield (f"logits of {count}, in units of a float32 program's noise: overall {c.overall:.3g} (limit "
                f"{OVERALL:g}), worst step {step.off:.3g} (limit {ONE_STEP:g}) at step {step.pos}, worst logit "
                f"{logit.worst:.3g} (limit {ONE_LOGIT:g}) at step {logit.pos}, token {logit.at}")
     if c.numbers.form == "e":
         yield "the file's numbers are float16, which hides what is smaller than their rounding"
     if c.judged:
         count = sum(map(len, c.judged.values()))
-        wrong = sum(bad for places in c.judged.values() for bad, _, _ in places)
+        wrong = sum(j.wrong for places in c.judged.values() for j, _, _ in places)
         yield f"operations judged from their own inputs: {count}, of them wrong: {wrong}"
     if c.first_wrong:
         op, l, pos, j, theirs, y = c.first_wrong
@@ -602,7 +599,8 @@ def size_hint(c: Comparison) -> Iterator[str]:
 def operations_table(c: Comparison) -> Iterator[str]:
     """A line for each kind of operation: how many were judged; how far they are from right, at worst."""
     yield f"{'operation':20}{'judged':>8}{'wrong':>7}{'rms sigma':>11}{'one sigma':>11}{'of the bound':>14}"
-    for op, found in c.measured.items():
+    for op, places in c.judged.items():
+        found = [judgement for judgement, _, _ in places]
         wrong = sum(j.wrong for j in found)
         yield (f"{op:20}{len(found):8}{wrong:7}{max(j.sigmas for j in found):11.3g}"
                f"{max(j.worst for j in found):11.3g}{max(j.bounds for j in found):14.3g}")
@@ -624,7 +622,7 @@ def steps_table(c: Comparison, tokenizer) -> Iterator[str]:
 def advice(c: Comparison, names: Sequence[str]) -> Iterator[str]:
     """What to do next."""
     if c.not_finite:
-        yield "next: " + ("read that operation's code" if c.numbers.records is not None and "layer" in c.not_finite else
+        yield "next: " + ("read that operation's code" if c.not_finite.startswith("position") else
                           "find the first one, with a dump of every operation (--dump shows the form)")
     elif c.consistent():
         yield ("not shown by this: what happens at later positions, with other tokens, in the tokenizer and the sampler"

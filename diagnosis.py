@@ -377,7 +377,7 @@ class Search:
                     found.append((fit.noise, mistake))
         if any(mistake.rough for _, mistake in found):  # the first wrong step is explained: what do the others say?
             right = rms(self.before[:max(16, self.first + 8)])
-            found = [(self.distance(mistake), mistake) for _, mistake in found]
+            found = [(self.distance(mistake) if mistake.rough else noise, mistake) for noise, mistake in found]
             found = [(noise, mistake) for noise, mistake in found if noise < 0.8 * right or not mistake.rough]
         limit = 1.5 * max(1.0, min([noise for noise, _ in found], default=0.0))
         return list(dict.fromkeys(self.described(m) for noise, m in sorted(found, key=lambda pair: pair[0])
@@ -404,7 +404,7 @@ class Search:
                     rows = [model.logits(pos) for pos in range(min(len(self.steps), self.first + 3))]
                 except (ValueError, OverflowError, ZeroDivisionError):
                     return far, []
-                return rms([step.off(row) for step, row in zip(self.steps, rows)]), rows  # noqa: B905
+                return rms([step.off(row) for step, row in zip(self.steps, rows, strict=False)]), rows
 
             value = min(grid, key=lambda v: off(v)[0])
             value = self.refined(off, value, linear=constant is epsilon)
@@ -426,24 +426,29 @@ class Search:
             _, moved = off(value + step)
             if not rows or not moved:
                 return value
-            slope = [(b - a) / s.noise for s, r, m in zip(self.steps, rows, moved) for a, b in zip(r, m)]  # noqa: B905
-            rest = [(t - a) / s.noise for s, r in zip(self.steps, rows) for a, t in zip(r, s.theirs)]  # noqa: B905
+            seen = list(zip(self.steps, rows, moved, strict=False))  # rows are of the first steps
+            slope = [(b - a) / s.noise for s, r, m in seen for a, b in zip(r, m, strict=True)]
+            rest = [(t - a) / s.noise for s, r, _ in seen for a, t in zip(r, s.theirs, strict=True)]
             change = step * fsum(map(mul, slope, rest)) / (fsum(map(mul, slope, slope)) or inf)
             new = max(value + change, 0.0) if linear else value * math.exp(max(-1.0, min(1.0, change / value)))
-            if abs(new - value) < 1e-9 * (1 if linear else value) or off(new)[0] >= distance:
-                return value if off(new)[0] >= distance else new
+            if off(new)[0] >= distance:
+                return value
+            if abs(new - value) < 1e-9 * (1 if linear else value):
+                return new
             value = new
         return value
 
 
 def by_logits(shard, tokens: Sequence[int], steps: Sequence[Seen], tell: Callable) -> list[str]:
-    """The names of the mistakes that explain logits which are not the right model's: alternatives, which fit alike."""
+    """The names of the mistakes that explain logits which are not the right model's: one, or two made together. Those
+    that fit alike are one name, "A; or B"."""
     search = Search(shard, tokens, steps, tell)
     simple = rounded_logits(steps) + out_of_step(steps) + one_row(shard, tokens, steps)
     if simple:
-        return simple
+        return ["; or ".join(simple)]
     mistakes = [m for m in known(shard.config, search.first) if m.only != "operations"]
-    return search.best(mistakes) or search.constants() or pairs(search, mistakes)
+    alike = search.best(mistakes) or search.constants()
+    return ["; or ".join(alike)] if alike else pairs(search, mistakes)
 
 
 def bits_of(rows: Iterable[Sequence[float]]) -> str | None:
@@ -526,8 +531,7 @@ def pairs(search: Search, mistakes: Sequence[Mistake]) -> list[str]:
         search.tell(i, len(both))
         if set(a.methods) & set(b.methods):
             continue
-        name = f"two mistakes: {a.name}; and {b.name}"
-        fit = search.fit(Mistake(name, (), a.methods | b.methods))
+        fit = search.fit(Mistake("", (), a.methods | b.methods))
         if fit and fit.explains:
-            return [name]
+            return [a.name, b.name]
     return []

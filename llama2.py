@@ -110,7 +110,9 @@ def rope(x: Sequence[float], cos: list[float], sin: list[float]) -> tuple[float,
 def attention_weights(A, q: Sequence[float], keys: list) -> list[float]:
     """q (heads * hs), each head's keys (pos + 1, hs) -> (heads * (pos + 1)): a head compares its query with the key of
     every position so far, and the softmax of the scores says in which proportions it takes the positions' values."""
-    weights, hs = [], len(q) // max(1, len(keys))
+    if not keys:  # more processes than heads
+        return []
+    weights, hs = [], len(q) // len(keys)
     scale = r(sqrt(hs))
     for query, k in zip(split(q, hs), keys, strict=True):
         scores = A.dots(k, A.operand(query))
@@ -121,8 +123,10 @@ def attention_weights(A, q: Sequence[float], keys: list) -> list[float]:
 def attention(A, weights: Sequence[float], values: list) -> list[float]:
     """weights (heads * (pos + 1)), each head's values (hs, pos + 1) -> (heads * hs): those proportions of the values,
     which stand in columns, so that this too is a matrix times a vector."""
+    if not values:
+        return []
     result = []
-    for p, v in zip(split(weights, len(weights) // max(1, len(values))), values, strict=True):
+    for p, v in zip(split(weights, len(weights) // len(values)), values, strict=True):
         result += A.dots(v, A.operand(p))
     return result
 
@@ -163,7 +167,8 @@ async def forward(shard: Shard, token: int, pos: int, see: Callable, wanted: boo
         v = see(l, "v", await matvec(w.wv, normed))                                # (kv_dim)
         cache.append(k, v)
         weights = see(l, "weights", attention_weights(A, q, cache.keys))           # (n_heads * (pos + 1))
-        mixed = see(l, "attention", await gather(attention(A, weights, cache.values)))  # (dim)
+        mixed = attention(A, weights, cache.values)
+        mixed = see(l, "attention", await gather(mixed))                           # (dim)
         out = see(l, "attention_out", await gather(await matvec(w.wo, mixed)))     # (dim)
         x = see(l, "attention_residual", residual(x, out))                         # (dim)
         # the feed-forward network, and the residual connection around it
@@ -177,7 +182,7 @@ async def forward(shard: Shard, token: int, pos: int, see: Callable, wanted: boo
     return await matvec(shard.classifier, x) if wanted else ()                     # (vocab)
 
 
-def open_shard(path: str, identity: tuple, A, index: int, count: int, unpacked: bool) -> Shard:
+def open_shard(path: str, identity: tuple, A, unpacked: bool, index: int, count: int) -> Shard:
     """A worker's shard, with a checkpoint that it opens itself and that must be the one with this identity. (forward is
     passed on because workers.py cannot import this file, which imports it.)"""
     checkpoint = Checkpoint(path)
@@ -197,26 +202,29 @@ class Transformer:
     def __init__(self, path: str, arithmetic: str = "exact", workers: int = 1):
         console.need("arithmetic", arithmetic, arithmetic in tuple(ARITHMETIC), "exact or c")
         console.need_integer("workers", workers, 1, 1024)
+        A = ARITHMETIC[arithmetic]
         self.length = 0    # positions in the key and value cache
         self.whole = True  # False while a step changes the cache
         self.team = Team()
         self.checkpoint = Checkpoint(path)
         self.config = self.checkpoint.config
         try:
-            A = ARITHMETIC[arithmetic]
-            build = self.builder(A)
-            self.team.start(build, workers)
-            self.shard = Shard(self.checkpoint, A, forward, 0, workers, build.keywords["unpacked"])
+            unpacked = self.fits(A)
+            self.team.start(self.builder(A, unpacked), workers)
+            self.shard = Shard(self.checkpoint, A, forward, 0, workers, unpacked)
         except BaseException:
             self.close()
             raise
 
-    def builder(self, A) -> Callable:
-        """build(index, count), which makes a shard of this model in another process, in any arithmetic."""
+    def fits(self, A) -> bool:
+        """Do three quarters of the free memory hold the weights, unpacked for an arithmetic?"""
         tensors = self.checkpoint.tensors
         shapes = [(self.config.n_layers, *tensors[name][1:]) for name in MATRICES]
-        unpacked = unpacked_size(A, [*shapes, (1, *tensors["classifier"][1:])]) < free_memory() * 3 / 4
-        return functools.partial(open_shard, self.checkpoint.path, self.checkpoint.identity, A, unpacked=unpacked)
+        return unpacked_size(A, [*shapes, (1, *tensors["classifier"][1:])]) < free_memory() * 3 / 4
+
+    def builder(self, A, unpacked: bool) -> Callable:
+        """build(index, count), which makes a shard of this model in another process, in any arithmetic."""
+        return functools.partial(open_shard, self.checkpoint.path, self.checkpoint.identity, A, unpacked)
 
     def forward(self, token: int, pos: int, observe: Callable | None = None, logits: bool = True) -> array | None:
         """One step: the token at position pos -> its logits, an array("f") of vocab_size; None if logits is False.
@@ -401,8 +409,9 @@ class Sampler:
         self.temperature, self.p_value, self.seed = float(temperature), float(p_value), seed
         self.rng, self.arithmetic = rng, ARITHMETIC[arithmetic]
         self.state = seed
-        self.drawn = None  # at temperatures above 0, of the last sample: tokens to choose from, what the coin was
-        #                    multiplied by, the probabilities of all tokens, the coin
+        # What the last sample was drawn from: the tokens to choose from, what the coin was multiplied by, the
+        # probabilities of all tokens, the coin; None where the likeliest was taken
+        self.drawn = None
 
     def coin(self) -> float:
         """A random number in [0, 1), a multiple of 2^-24 (run.c: random_f32)."""

@@ -87,7 +87,7 @@ class Page:
     def _choice(self, step):
         """The candidates of a step, [token, probability, kept by top-p?], and the coin."""
         forced = step.pos + 1 < len(self.header["tokens"])
-        if forced or self.sampler.temperature == 0:
+        if forced or self.sampler.drawn is None:
             return {"top": [[*pair, True] for pair in self._likeliest(step.logits, TOP)]}
         tokens, total, probabilities, coin = self.sampler.drawn
         kept = set(tokens)

@@ -228,10 +228,11 @@ def test_operations_without_inputs_are_judged_against_the_right_run(files, tmp_p
     assert code == 1 and f"first of them beyond the noise: position 1, layer 1, {op}: ".encode() in out
 
 
-def test_a_file_of_no_step_that_can_be_judged_says_so(files, tmp_path, capfdbinary):
-    (tmp_path / "d").write_bytes(b"2 0 logits 1\n"[:0] + b"2 -1 logits 280\n" + bytes(1120))
-    code, out, _ = command(capfdbinary, files["grouped"], "-z", files["tokenizer"], "--compare", tmp_path / "d")
-    assert code == 1 and b"logits of 1 steps" in out
+def test_a_record_of_a_later_step_alone_is_judged(run, tmp_path, capfdbinary):
+    for row, expected in (run[1][2], 0), ([0.0] * 280, 1):
+        (tmp_path / "d").write_bytes(b"2 -1 logits 280\n" + bits(row))
+        code, out, _ = command(capfdbinary, *run[0], "--compare", tmp_path / "d")
+        assert code == expected and b"logits of 1 step, in units" in out and b"\n    2" in out
 
 
 @pytest.mark.parametrize("data, message", [

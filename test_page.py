@@ -1,7 +1,6 @@
 """Tests of page.py and page.html: what is in a page, and, in a browser, what it computes and shows."""
 import base64
 import hashlib
-import html
 import json
 import os
 import re
@@ -126,6 +125,14 @@ def test_what_cannot_be_a_page_gets_one_line(story, tmp_path, capfdbinary, monke
     assert "no step" in failure(capfdbinary, "page", forge(tmp_path / "t", lines[:1], False), program=trace)
 
 
+@pytest.mark.parametrize("temperature", [0, 1e-60])
+def test_where_the_likeliest_is_taken_there_is_no_coin(tmp_path, capfdbinary, temperature):
+    path = tmp_path / "page.html"
+    assert command(capfdbinary, "-t", temperature, "-s", 1, "-n", 3, "--page", path)[0] == 0
+    steps = data_of(path.read_text(encoding="utf-8"))["steps"]
+    assert all("coin" not in step and step["top"][0][0] == step["next"] for step in steps)
+
+
 @needs_browser
 def test_the_page_computes_what_python_computes(story):
     log = trace.read(str(story[1]))
@@ -218,4 +225,3 @@ def test_a_page_of_operations_fits_a_narrow_screen(traces, tmp_path, capfdbinary
         result = [$("tree").dataset.head, $("model").offsetHeight, document.body.scrollWidth];
         """, tmp_path)
     assert result[0] == trace.read(str(traces["op"])).head() and result[1] == 0 and result[2] <= 320
-    assert html.escape("<") not in SCRIPT

@@ -116,7 +116,7 @@ class MappedBlock:
 
 def split(x: Sequence[float], n: int) -> list[Sequence[float]]:
     """x (rows * n) -> (rows, n)"""
-    return [x[i:i + n] for i in range(0, len(x), n)] if x else []
+    return [x[i:i + n] for i in range(0, len(x), n)]
 
 
 MATRICES = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")  # of a layer
