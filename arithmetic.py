@@ -48,6 +48,22 @@ def r(value: float) -> float:
     return unpack("f", pack("f", value))[0]
 
 
+def to_bytes(values: Iterable[float]) -> bytes:
+    """values (n) -> little-endian float32."""
+    values = array("f", values)
+    if BYTE_ORDER:
+        values.byteswap()
+    return values.tobytes()
+
+
+def from_bytes(data: bytes) -> array:
+    """Little-endian float32 -> (n)"""
+    values = array("f", data)
+    if BYTE_ORDER:
+        values.byteswap()
+    return values
+
+
 def running_sums(values: Iterable[float]) -> Iterator[float]:
     """values (n) -> (n): the sums of the first 1, 2, ... of them, left to right, each rounded."""
     total = 0.0

@@ -216,10 +216,10 @@ def measure_referee(path, arithmetic, op, pos):
         dispute = referee.Event(trace.read(log(a, claims)), index)
         result = vector(task.n)
         if task.single:
-            (own,) = dispute.compute([referee.values_of(inputs[0])], [referee.values_of(row)], 17)
+            (own,) = dispute.compute([referee.from_bytes(inputs[0])], [referee.from_bytes(row)], 17)
             result = result[:68] + struct.pack("<f", own) + result[72:]
         else:
-            result = referee.numbers(dispute.compute(list(map(referee.values_of, inputs)), [], None))
+            result = referee.to_bytes(dispute.compute(list(map(referee.from_bytes, inputs)), [], None))
         false = result[:68] + struct.pack("<f", 0.0) + result[72:]
         log(a, {**claims, index: hashlib.sha256(result).hexdigest()})
         log(b, {**claims, index: hashlib.sha256(false).hexdigest()})

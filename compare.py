@@ -34,10 +34,10 @@ from struct import iter_unpack, pack, unpack
 from typing import Any, BinaryIO
 
 import diagnosis
-from arithmetic import BYTE_ORDER, Exact
+from arithmetic import Exact, from_bytes, to_bytes
 from console import printable, say, write_whole
 from events import OPERATIONS
-from operations import U, Judgement, Operations, inputs, judge, rms, sequence
+from operations import U, Judgement, Operations, inputs, judge, place, rms, sequence, size
 from workers import CHUNK, Team, run_together
 
 OUTSIDE = ("embedding", "final_norm", "logits")  # operations outside the layers
@@ -61,7 +61,7 @@ class LogitsFile:
         shape = len(self.numbers) // self.vocab_size, self.vocab_size
         head = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode()
         head = b"\x93NUMPY\x01\x00" + pack("<H", 118) + head.ljust(117) + b"\n"  # 128 bytes, a multiple of 64
-        write_whole(self.path, head + little_endian(self.numbers))
+        write_whole(self.path, head + to_bytes(self.numbers))
 
 
 class DumpFile:
@@ -73,7 +73,7 @@ class DumpFile:
     def operation(self, layer: int | None, op: str, values: Sequence[float]) -> None:
         """Take an operation of the current step."""
         self.records += f"{self.pos} {-1 if layer is None else layer} {op} {len(values)}\n".encode()
-        self.records += little_endian(array("f", values))
+        self.records += to_bytes(values)
 
     def step(self, step: Any) -> None:
         """Take a step's logits."""
@@ -83,14 +83,6 @@ class DumpFile:
     def finish(self) -> None:
         """Write the file."""
         write_whole(self.path, self.records)
-
-
-def little_endian(values: array) -> bytes:
-    """The bytes of an array("f")."""
-    if BYTE_ORDER:
-        values = array("f", values)
-        values.byteswap()
-    return values.tobytes()
 
 
 # ----------------------------------------------------------------------------
@@ -165,16 +157,11 @@ class Numbers:
             key = pos, None if layer == -1 else layer, op
             parts = self.records.setdefault(key, [])
             parts.append((end + 1, n))
-            if len(parts) > 1 and sum(size for _, size in parts) > self.size(op, pos):
-                raise ValueError(f"{where}: more than the {self.size(op, pos)} numbers of {place(op, key[1], pos)}")
+            most = size(self.config, op, pos)
+            if len(parts) > 1 and sum(count for _, count in parts) > most:
+                raise ValueError(f"{where}: more than the {most} numbers of {place(op, key[1], pos)}")
             at, steps = end + 1 + 4 * n, max(steps, pos + 1)
         return steps
-
-    def size(self, op: str, pos: int) -> int:
-        """How many numbers an operation has at a position."""
-        c = self.config
-        return {"k": c.n_kv_heads * c.head_size, "v": c.n_kv_heads * c.head_size, "weights": c.n_heads * (pos + 1),
-                "gate": c.hidden_dim, "up": c.hidden_dim, "swiglu": c.hidden_dim, "logits": c.vocab_size}.get(op, c.dim)
 
     def values(self, op: str, layer: int | None, pos: int) -> Sequence[float] | None:
         """The results of an operation; None if the file does not have them."""
@@ -183,13 +170,10 @@ class Numbers:
         parts = self.records.get((pos, layer, op))
         if parts is None:
             return None
-        found, n = sum(size for _, size in parts), self.size(op, pos)
+        found, n = sum(count for _, count in parts), size(self.config, op, pos)
         if found != n:
             raise ValueError(f"{self.path}: {place(op, layer, pos)}: has {found} numbers, must have {n}")
-        values = array("f", b"".join(self.data[offset:offset + 4 * size] for offset, size in parts))
-        if BYTE_ORDER:
-            values.byteswap()
-        return values
+        return from_bytes(b"".join(self.data[offset:offset + 4 * count] for offset, count in parts))
 
     def lacks_inputs(self) -> bool:
         """Is there an operation in the file whose inputs are not all there?"""
@@ -204,11 +188,6 @@ class Numbers:
         data = self.data[self.begin + pos * size:self.begin + (pos + 1) * size]
         (row,) = iter_unpack(f"<{self.vocab_size}{self.form}", data)
         return row
-
-
-def place(op: str, layer: int | None, pos: int) -> str:
-    """An operation's place, for the eye."""
-    return f"position {pos}, " + ("" if layer is None else f"layer {layer}, ") + op
 
 
 # ----------------------------------------------------------------------------
@@ -474,10 +453,10 @@ def not_finite(values: Sequence[float]) -> int | None:
 def element(op: str, at: int, numbers: Numbers, pos: int) -> str:
     """An element of an operation, with its head where it has heads."""
     hs = numbers.config.head_size
-    size = {"q": hs, "k": hs, "v": hs, "attention": hs, "weights": pos + 1}.get(op)
-    if size is None:
-        return f"element {at} of {numbers.size(op, pos)}"
-    return f"head {at // size}, element {at % size} of {size}"
+    of_head = {"q": hs, "k": hs, "v": hs, "attention": hs, "weights": pos + 1}.get(op)
+    if of_head is None:
+        return f"element {at} of {size(numbers.config, op, pos)}"
+    return f"head {at // of_head}, element {at % of_head} of {of_head}"
 
 
 def progress(what: str, done: int, of: int) -> None:

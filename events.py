@@ -11,12 +11,11 @@ import itertools
 import json
 import math
 import re
-import sys
-from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import merkle
+from arithmetic import to_bytes
 from console import VerificationError, printable
 
 FORMAT = "llama2.py trace 2"
@@ -30,10 +29,7 @@ def encode(event: Any) -> bytes:
 
 def hash_values(values: Sequence[float]) -> str:
     """values (n) -> the SHA-256 of them as little-endian float32, in hexadecimal."""
-    values = array("f", values)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return hashlib.sha256(values).hexdigest()
+    return hashlib.sha256(to_bytes(values)).hexdigest()
 
 
 def weights_root(config: dict, rows: Iterable[bytes]) -> str:

@@ -65,6 +65,18 @@ def inputs(op: str, layer: int | None, pos: int, n_layers: int) -> list[tuple[st
     return [x, ("attention_out", layer, here)] if op == "attention_residual" else [x]
 
 
+def size(config, op: str, pos: int) -> int:
+    """How many numbers an operation has at a position."""
+    kv_dim = config.n_kv_heads * config.head_size
+    return {"k": kv_dim, "v": kv_dim, "weights": config.n_heads * (pos + 1), "gate": config.hidden_dim,
+            "up": config.hidden_dim, "swiglu": config.hidden_dim, "logits": config.vocab_size}.get(op, config.dim)
+
+
+def place(op: str, layer: int | None, pos: int) -> str:
+    """An operation's place, for the eye."""
+    return f"position {pos}, " + ("" if layer is None else f"layer {layer}, ") + op
+
+
 @dataclass
 class Judgement:
     """How far another program's result of one operation is from its definition."""

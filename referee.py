@@ -39,7 +39,6 @@ import contextlib
 import hashlib
 import json
 import sys
-from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -48,10 +47,11 @@ import console
 import llama2
 import merkle
 import trace
-from arithmetic import ARITHMETIC, BYTE_ORDER
+from arithmetic import ARITHMETIC, from_bytes, to_bytes
 from checkpoint import Checkpoint, Config
 from console import VerificationError, need
-from events import OPERATIONS, Layout, encode, is_hash
+from events import Layout, encode, is_hash
+from operations import NORMS, PRODUCTS, inputs, place, sequence, size
 
 # ----------------------------------------------------------------------------
 # Where the rows of a model stand in the tree over its weights
@@ -105,10 +105,6 @@ class Leaves:
 # What decides an event
 
 
-MATMULS = {"q": "wq", "k": "wk", "v": "wv", "attention_out": "wo", "gate": "w1", "up": "w3", "ffn_out": "w2",
-           "logits": "classifier"}
-
-
 @dataclass
 class Input:
     """A vector (n), or a file, on which a result depends."""
@@ -148,57 +144,31 @@ class Event:
 
     def where(self) -> str:
         """The event's place, for the eye."""
-        t = self.task
-        return f"position {t.pos}, " + ("" if t.layer is None else f"layer {t.layer}, ") + t.op
+        return place(self.task.op, self.task.layer, self.task.pos)
 
-    def _event(self, pos, op, l=None):
-        """The index of an operation's line."""
-        if op in ("logits", "final_norm"):
-            return self.layout.step(pos) - (op == "final_norm")
-        return pos * self.layout.lines + 1 + (0 if op == "embedding" else 1 + 14 * l + OPERATIONS.index(op))
-
-    def _input(self, op, pos, l=None, n=None):
-        c, index = self.config, self._event(pos, op, l)
-        sizes = {"swiglu": c.hidden_dim, "gate": c.hidden_dim, "up": c.hidden_dim, "k": c.n_kv_heads * c.head_size,
-                 "v": c.n_kv_heads * c.head_size, "weights": c.n_heads * (pos + 1), "logits": c.vocab_size}
+    def _input(self, op, pos, l):
+        """The result of another operation."""
+        index = pos * self.layout.lines + 1 + sequence(self.config.n_layers).index((op, l))
         event = self.log.event(index)
-        name = f"{op} of position {pos}" + ("" if l is None else f", layer {l}")
-        return Input(name, index, sizes.get(op, c.dim), event["logits" if op == "logits" else "sha256"])
+        return Input(place(op, l, pos), index, size(self.config, op, pos), event.get("sha256") or event["logits"])
 
     def _task(self, kind):
-        place, c = self.layout.place(self.index), self.config
-        pos, l, op = place["pos"], place.get("layer"), place.get("op", kind)
-
-        def inputs():
-            if op == "next":
-                return [self._input("logits", pos)]
-            if op == "text":
-                return [Input("the tokenizer's file", 0, 2**24, self.header["tokenizer"], True)]
-            if op == "embedding":
-                return []
-            if op == "final_norm":
-                return [self._input("ffn_residual", pos, c.n_layers - 1)]
-            if op == "logits":
-                return [self._input("final_norm", pos)]
-            if op == "weights":
-                return [self._input("q", pos, l), *[self._input("k", t, l) for t in range(pos + 1)]]
-            if op == "attention":
-                return [self._input("weights", pos, l), *[self._input("v", t, l) for t in range(pos + 1)]]
-            if op in ("attention_norm", "attention_residual"):
-                x = self._input("ffn_residual", pos, l - 1) if l else self._input("embedding", pos)
-                return [x] if op == "attention_norm" else [x, self._input("attention_out", pos, l)]
-            before = {"q": ["attention_norm"], "k": ["attention_norm"], "v": ["attention_norm"],
-                      "attention_out": ["attention"], "ffn_norm": ["attention_residual"], "gate": ["ffn_norm"],
-                      "up": ["ffn_norm"], "swiglu": ["gate", "up"], "ffn_out": ["swiglu"],
-                      "ffn_residual": ["attention_residual", "ffn_out"]}
-            return [self._input(name, pos, l) for name in before[op]]
-
-        tensor = {"embedding": "embedding", "attention_norm": "rms_att", "ffn_norm": "rms_ffn",
-                  "final_norm": "rms_final", **MATMULS}.get(op)
-        token = self.log.event(self.layout.step(pos - 1))["next"] if pos else self.header["tokens"][0]
-        first = tensor and Row(tensor, l or 0, token if op == "embedding" else 0)
-        n = 0 if op in ("next", "text") else self._input(op, pos, l).n
-        return Task(op, l, pos, n, inputs(), first, n if op in MATMULS else 1 if tensor else 0, op in MATMULS)
+        where = self.layout.place(self.index)
+        pos, l, op = where["pos"], where.get("layer"), where.get("op", kind)
+        if op == "next":
+            return Task(op, l, pos, 0, [self._input("logits", pos, None)], None, 0, False)
+        if op == "text":
+            tokenizer = Input("the tokenizer's file", 0, 2**24, self.header["tokenizer"], True)
+            return Task(op, l, pos, 0, [tokenizer], None, 0, False)
+        n, single = size(self.config, op, pos), op in PRODUCTS
+        vectors = [self._input(name, t, layer) for name, layer, positions in inputs(op, l, pos, self.config.n_layers)
+                   for t in positions]
+        if op == "embedding":
+            token = self.log.event(self.layout.step(pos - 1))["next"] if pos else self.header["tokens"][0]
+            return Task(op, l, pos, n, vectors, Row("embedding", 0, token), 1, single)
+        tensor = PRODUCTS[op][0] if single else NORMS.get(op)
+        first = tensor and Row(tensor, l or 0, 0)
+        return Task(op, l, pos, n, vectors, first, n if single else 1 if tensor else 0, single)
 
     # -- the operations, by the blocks of llama2.py
 
@@ -212,7 +182,7 @@ class Event:
             return self._text(inputs[0])
         if t.op == "embedding":
             return rows[0]
-        if t.op in ("attention_norm", "ffn_norm", "final_norm"):
+        if t.op in NORMS:
             return llama2.rmsnorm(A, inputs[0], rows[0])
         if t.op in ("attention_residual", "ffn_residual"):
             return llama2.residual(*inputs)
@@ -294,22 +264,6 @@ class Dispute(Event):
 # Messages
 
 
-def numbers(values: Iterable[float]) -> bytes:
-    """values (n) -> their bytes as little-endian float32."""
-    values = array("f", values)
-    if BYTE_ORDER:
-        values.byteswap()
-    return values.tobytes()
-
-
-def values_of(data: bytes) -> tuple[float, ...]:
-    """The inverse of numbers."""
-    values = array("f", data)
-    if BYTE_ORDER:
-        values.byteswap()
-    return tuple(values)
-
-
 def base64_of(data: bytes) -> str:
     """RFC 4648, with padding."""
     return base64.b64encode(data).decode()
@@ -381,7 +335,7 @@ def rows_message(tree: merkle.MerkleTree, config: dict, checkpoint: Checkpoint, 
     def one(row):
         index = leaves.index(row)
         (values,) = checkpoint.rows(leaves.tensor(row.tensor), row.layer, row.row, row.row + 1)
-        return {"tensor": row.tensor, "layer": row.layer, "row": row.row, "values": base64_of(numbers(values)),
+        return {"tensor": row.tensor, "layer": row.layer, "row": row.row, "values": base64_of(to_bytes(values)),
                 "path": [h.hex() for h in tree.inclusion_proof(index)]}
 
     return encode({"format": ROWS["format"], "config": [h.hex() for h in tree.inclusion_proof(0)],
@@ -425,7 +379,7 @@ class Evidence:
                 raise VerificationError(path, "inputs", len(task.inputs), len(message["inputs"]))
             for wanted, data in zip(task.inputs, message["inputs"], strict=True):
                 self._check(path, wanted.name, data, None if wanted.is_file else wanted.n, wanted.committed)
-            self.inputs = [data if wanted.is_file else values_of(data)
+            self.inputs = [data if wanted.is_file else from_bytes(data)
                            for wanted, data in zip(task.inputs, message["inputs"], strict=True)]
             opened.append("the inputs")
         if message["output"]:
@@ -465,7 +419,7 @@ class Evidence:
             except ValueError as error:
                 raise VerificationError(path, "row", "one of the model", str(error)) from None
             check(f"row {row}", entry["values"], index, entry["path"])
-            self.rows[row] = values_of(entry["values"])
+            self.rows[row] = from_bytes(entry["values"])
             names.append(str(row))
         return f"rows: {len(names)}" if len(names) > 3 else f"rows {', '.join(names)}"
 
@@ -473,6 +427,13 @@ class Evidence:
 def first_difference(a: bytes, b: bytes) -> int:
     """The first element in which two results differ, in their bits."""
     return next(i for i in range(len(a) // 4) if a[4 * i:4 * i + 4] != b[4 * i:4 * i + 4])
+
+
+def missing_rows(dispute: Dispute, evidence: Evidence) -> tuple[int | None, list[Row]]:
+    """The element that decides, None for the whole result, and the rows for it that have not been opened."""
+    a, b = evidence.outputs
+    element = first_difference(a, b) if dispute.task.single and a and b else None
+    return element, [row for row in dispute.needed(element) if row not in evidence.rows]
 
 
 def reveal_command(dispute: Dispute) -> str:
@@ -484,15 +445,12 @@ def reveal_command(dispute: Dispute) -> str:
 def judge(dispute: Dispute, evidence: Evidence) -> list[str]:
     """What the evidence decides: the lines of the verdict, of which the last is `A is right`, `B is right`, `neither is
     right`, or what is still needed."""
-    task, element, lines = dispute.task, None, []
+    task, lines = dispute.task, []
     if evidence.inputs is None and task.inputs:
         return [f"needed: the inputs of event {dispute.index}: {reveal_command(dispute)}"]
-    a, b = evidence.outputs
-    if task.single and a and b:
-        element = first_difference(a, b)
-    missing = [row for row in dispute.needed(element) if row not in evidence.rows]
+    element, missing = missing_rows(dispute, evidence)
     if missing:
-        silent = [name for name, output in zip("AB", (a, b), strict=True) if task.single and not output]
+        silent = [name for name, output in zip("AB", evidence.outputs, strict=True) if task.single and not output]
         first = missing[0]
         which = " ".join(str(row.row) for row in missing) if len(missing) < 3 else ""
         shorter = f" (or the result of {' and '.join(silent)}, and fewer rows)" if silent else ""
@@ -505,12 +463,12 @@ def judge(dispute: Dispute, evidence: Evidence) -> list[str]:
         raise VerificationError(dispute.log.path, "inputs", "numbers that a run can have", str(error)) from None
     if element is not None:
         own = result[element % 2] if task.op in ("q", "k") else result[0]
-        claimed = [output[4 * element:4 * element + 4] for output in (a, b)]
-        (of_a,), (of_b,) = map(values_of, claimed)
+        claimed = [output[4 * element:4 * element + 4] for output in evidence.outputs]
+        (of_a,), (of_b,) = map(from_bytes, claimed)
         lines.append(f"element {element} of {task.n}: A {of_a!r}, B {of_b!r}, by definition {own!r}")
-        right = [numbers([own]) == bits for bits in claimed]
+        right = [to_bytes([own]) == bits for bits in claimed]
     else:
-        claimed = hashlib.sha256(numbers(result)).hexdigest() if task.n else result
+        claimed = hashlib.sha256(to_bytes(result)).hexdigest() if task.n else result
         lines.append(f"A {console.printable(dispute.claims[0], 100)}, B {console.printable(dispute.claims[1], 100)}, "
                      f"by definition {console.printable(claimed, 100)}")
         right = [claimed == claim for claim in dispute.claims]
@@ -538,7 +496,7 @@ class Party:
                 seen = []
                 row = model.forward(token, pos, lambda layer, op, values, seen=seen: seen.append(values))
                 for i, values in enumerate([*seen, row], pos * layout.lines + 1):
-                    self.results[i] = numbers(values)
+                    self.results[i] = to_bytes(values)
                 if pos < event.task.pos:
                     token = log.event(layout.step(pos))["next"]
 
@@ -676,11 +634,7 @@ def settle(args: argparse.Namespace, out: TextIO) -> int:
     if wanted or side is not None and evidence.outputs[side] is None:
         take("values", "whoever has the model" if side is None else "AB"[side], "the model's values", reveal_message(
             dispute.index, wanted, b"" if side is None else output))
-    a, b = evidence.outputs
-    element = None
-    if dispute.task.single and a and b:
-        element = first_difference(a, b)
-    missing = [row for row in dispute.needed(element) if row not in evidence.rows]
+    _, missing = missing_rows(dispute, evidence)
     if missing:
         with contextlib.closing(Checkpoint(args.checkpoint)) as checkpoint:
             take("rows", "whoever has the model", "the model's rows", rows_message(

@@ -11,9 +11,10 @@ import llama2
 import referee
 import trace
 from conftest import bits, command, edit, failure, forge, read_lines
+from events import OPERATIONS
 
 LINES = 14 * 2 + 3  # of a step
-KINDS = ["embedding", *referee.OPERATIONS, "final_norm", "logits", "next", "text"]
+KINDS = ["embedding", *OPERATIONS, "final_norm", "logits", "next", "text"]
 
 
 @pytest.fixture(scope="module", params=["exact", "c"])
@@ -52,7 +53,7 @@ def at(kind, pos, layer=1):
         return (pos + 1) * LINES
     if kind in ("embedding", "final_norm"):
         return pos * LINES + 1 + (LINES - 2 if kind == "final_norm" else 0)
-    return pos * LINES + 2 + 14 * layer + referee.OPERATIONS.index(kind)
+    return pos * LINES + 2 + 14 * layer + OPERATIONS.index(kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,14 +75,18 @@ def test_every_kind_of_event_is_settled_for_the_honest(run, capfdbinary, kind, p
     more = ["-z", tokenizer]
     assert judged(capfdbinary, "settle", a, b, model, *more) == "A is right"
     assert judged(capfdbinary, "settle", b, a, model, *more) == "B is right"
-    other = forged(run, index, "c", **({"next": 1 + (json.loads(lines[index])["next"] + 1) % 278} if kind == "next" else
-                                      {"text": "lies"} if kind == "text" else lie(lines[index], "6" * 64))
-                   ) if kind != "next" else None
-    if other:
-        assert judged(capfdbinary, "settle", other, b, model, *more) == "neither is right"
+    if kind == "next":  # two liars: each ends its log with a token of its own
+        others = [(json.loads(lines[index])["next"] + by) % 280 for by in (2, 3)]
+        two = [forge(folder / f"{token}.trace", [*lines[:index], edit(lines[index], next=token)], False)
+               for token in others]
+    elif kind == "text":
+        two = [b, forged(run, index, "c", text="lies")]
+    else:
+        two = [b, forged(run, index, "c", **lie(lines[index], "6" * 64))]
+    assert judged(capfdbinary, "settle", *two, model, *more) == "neither is right"
 
 
-@pytest.mark.parametrize("kind", referee.MATMULS)
+@pytest.mark.parametrize("kind", referee.PRODUCTS)
 @pytest.mark.parametrize("wrong", [0, 3])
 def test_one_element_settles_a_product_if_both_reveal(run, capfdbinary, kind, wrong):
     model, _, lines, folder = run
@@ -89,15 +94,15 @@ def test_one_element_settles_a_product_if_both_reveal(run, capfdbinary, kind, wr
     code, message, _ = command(capfdbinary, "reveal", a, index, model, program=referee)
     (folder / "a.reveal").write_bytes(message)
     honest = referee.parse("a", message)["output"]
-    values = list(referee.values_of(honest))
+    values = list(referee.from_bytes(honest))
     values[wrong] = struct.unpack("f", struct.pack("f", values[wrong] * 1.5 + 1e-3))[0]
     values[wrong + 1] += 1.0
-    values = referee.values_of(referee.numbers(values))
+    values = referee.from_bytes(referee.to_bytes(values))
     assert referee.first_difference(b"abcdefgh", b"abcdefgx") == 1 and referee.first_difference(b"abcd", b"xbcd") == 0
-    b = forged(run, index, **lie(lines[index], referee.hashlib.sha256(referee.numbers(values)).hexdigest()))
-    (folder / "b.reveal").write_bytes(referee.reveal_message(index, [], referee.numbers(values)))
+    b = forged(run, index, **lie(lines[index], referee.hashlib.sha256(referee.to_bytes(values)).hexdigest()))
+    (folder / "b.reveal").write_bytes(referee.reveal_message(index, [], referee.to_bytes(values)))
     reveals = [folder / "a.reveal", folder / "b.reveal"]
-    tensor = referee.MATMULS[kind]
+    tensor = referee.PRODUCTS[kind][0]
     layer = 0 if kind == "logits" else 1
     first = wrong // 2 * 2 if kind in ("q", "k") else wrong
     both = f"{first} {first + 1}" if kind in ("q", "k") else f"{first}"
@@ -225,25 +230,25 @@ def test_a_lie_that_follows_from_false_inputs_or_rows_does_not_pass(run, evidenc
         result = event.compute(vectors, weights, None)
         if kind == "next":
             return forge(folder / "b.trace", [*lines[:index], edit(lines[index], next=result)], False), b""
-        data = referee.numbers(result)
+        data = referee.to_bytes(result)
         digest = referee.hashlib.sha256(data).hexdigest()
         return forge(folder / "b.trace", [*lines[:index], edit(lines[index], **lie(lines[index], digest))], False), data
 
     a = trace.read(forge(folder / "a.trace", lines))
     if inputs:
-        false = [[-2.0 * v for v in referee.values_of(data)] for data in inputs]
+        false = [[-2.0 * v for v in referee.from_bytes(data)] for data in inputs]
         path, data = claimed(false, rows)
         dispute, found = referee.Dispute(a, trace.read(path)), referee.Evidence()
         with pytest.raises(referee.VerificationError):
-            found.take(dispute, "liar", referee.reveal_message(index, [referee.numbers(v) for v in false], data))
+            found.take(dispute, "liar", referee.reveal_message(index, [referee.to_bytes(v) for v in false], data))
         assert found.inputs is None
     if rows:
         false = [[2.0 * v for v in row] for row in rows]
-        path, data = claimed(list(map(referee.values_of, inputs)), false)
+        path, data = claimed(list(map(referee.from_bytes, inputs)), false)
         dispute, found = referee.Dispute(a, trace.read(path)), referee.Evidence()
         message = json.loads(referee.rows_message(truth.tree, truth.config, truth.file, event.needed(None)))
         for entry, row in zip(message["rows"], false, strict=True):
-            entry["values"] = referee.base64_of(referee.numbers(row))
+            entry["values"] = referee.base64_of(referee.to_bytes(row))
         with pytest.raises(referee.VerificationError):
             found.take(dispute, "liar", referee.encode(message) + b"\n")
         assert not found.rows
@@ -305,10 +310,10 @@ def test_an_honest_log_never_loses_whatever_the_liar_reveals(run, evidence, data
     n = truth.event.task.n
     false = truth.party.output() if n else b""
     if n:  # the liar's result: right but for some elements, or of another length, or nothing at all
-        values = list(referee.values_of(false))
+        values = list(referee.from_bytes(false))
         for _ in range(data.draw(st.integers(1, 3))):
             values[data.draw(st.integers(0, n - 1))] = data.draw(st.floats(width=32))
-        false = referee.numbers(values[:data.draw(st.sampled_from([n, n, n, n - 1])) or 1])
+        false = referee.to_bytes(values[:data.draw(st.sampled_from([n, n, n, n - 1])) or 1])
         digest = data.draw(st.sampled_from([referee.hashlib.sha256(false).hexdigest(), "0" * 64]))
         if digest == referee.hashlib.sha256(truth.party.output()).hexdigest():
             return

@@ -55,8 +55,8 @@ try:
 except ImportError as error:
     if __name__ != "__main__":
         raise
-    print(f"trace.py: error: {error}: console.py, events.py, llama2rs.py and merkle.py are to be beside trace.py (and "
-          "python3 -P hides them)",
+    print(f"trace.py: error: {error}: arithmetic.py, console.py, events.py, llama2rs.py and merkle.py are to be "
+          "beside trace.py (and python3 -P hides them)",
           file=sys.stderr)
     sys.exit(2)
 
