@@ -4,11 +4,10 @@
     python3 llama2.py                                                   # the embedded model tells a story
     python3 llama2.py stories42M.bin -i "Once upon a time" -n 100 -s 42 # any float checkpoint of llama2.c
 
-It holds what llama2.c's run.c holds, in its order, with the standard library alone; plain.py is the same model in 260
-lines that do nothing for speed. Other files hold what run.c lacks, or has in a few lines: checkpoint.py (the file of
-weights), arithmetic.py (results defined to the bit, in a dialect of our own or in run.c's), workers.py (processes;
-models too large for memory), trace.py (a log to replay), compare.py (another program's numbers), page.py (a run to look
-at). Differences from run.c:
+It holds what llama2.c's run.c holds, in its order, with the standard library alone; plain.py is the same model in plain
+loops that do nothing for speed. What run.c lacks, or has in a few lines, has rooms in llama2_py: engine (results
+defined to the bit, the file of weights, processes), log (a trace to replay), doctor (another program's numbers),
+referee (a dispute between two logs); the command line is llama2_py/command.py. Differences from run.c:
 
 - a value out of range, a prompt beyond the context or a malformed file is an error, never silently corrected (only
   -n stops at the context's end);
@@ -22,59 +21,42 @@ at). Differences from run.c:
     pos      position in the sequence                    A    the arithmetic: Exact or C
     logits   unnormalized log-probabilities, (vocab)     R, r rounding to binary32: a vector, a number
 """
-import os
-import signal
 import sys
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    def end_quietly(*_):
-        """Ctrl-C while modules load."""
-        os._exit(130)
+if __name__ == "__main__":
+    try:
+        import llama2_py.program  # first: it watches over the imports that follow  # noqa: F401
+    except ImportError:
+        print("llama2.py: error: the folder llama2_py is not beside this file (or python3 -P hides it)",
+              file=sys.stderr)
+        sys.exit(2)
 
-    signal.signal(signal.SIGINT, end_quietly)
-
-import argparse
-import contextlib
 import functools
 import hashlib
-import io
 import re
-import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
-from itertools import chain
+from itertools import chain, zip_longest
 from math import inf, isfinite, sqrt
 from operator import add, mul, sub
 from struct import unpack_from
-from typing import Any, BinaryIO
+from typing import Any
 
-import trace  # also the name of a module of the standard library: is this ours?
-
-if not hasattr(trace, "Log"):
-    message = (f"the module trace that Python found, {trace.__file__}, is not this project's: keep trace.py beside "
-               "llama2.py, put their folder first in sys.path, and run without -P")
-    if __name__ != "__main__":
-        raise ImportError(message)
-    print(f"llama2.py: error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-import compare
-import console
-import page
-from arithmetic import ARITHMETIC, R, r, running_sums
-from checkpoint import Checkpoint
-from console import VerificationError
-from events import weights_root
-from workers import MATRICES, Drafted, Shard, Team, free_memory, gather, matvec, split, unpacked_size
+from llama2_py import console
+from llama2_py.engine.arithmetic import ARITHMETIC, Arithmetic, R, r, running_sums
+from llama2_py.engine.checkpoint import Checkpoint
+from llama2_py.engine.coins import GENERATORS
+from llama2_py.engine.merging import merge
+from llama2_py.engine.rows import free_memory, split, unpacked_size
+from llama2_py.engine.workers import Shard, Team, gather, matvec, open_shard
 
 # ----------------------------------------------------------------------------
 # Neural net blocks (run.c: rmsnorm, softmax, and what stands within forward). They take vectors and return new ones.
-# (run.c's matmul is workers.matvec, Rows.times and A.dots.)
+# (run.c's matmul is engine/workers.matvec, engine/rows.Rows.times and A.dots.)
 
 
-def rmsnorm(A, x: Sequence[float], weight: Sequence[float]) -> tuple[float, ...]:
+def rmsnorm(A: Arithmetic, x: Sequence[float], weight: Sequence[float]) -> tuple[float, ...]:
     """x (d), weight (d) -> (d): x / sqrt(mean(x^2) + 1e-5) * weight"""
     s = A.dot(x, x)
     s = r(r(s / len(x)) + r(1e-5))
@@ -82,7 +64,7 @@ def rmsnorm(A, x: Sequence[float], weight: Sequence[float]) -> tuple[float, ...]
     return R([w * v for w, v in zip(weight, R([s * v for v in x]), strict=True)])
 
 
-def softmax(A, x: Sequence[float]) -> tuple[float, ...]:
+def softmax(A: Arithmetic, x: Sequence[float]) -> tuple[float, ...]:
     """x (n) -> (n): exp(x) / sum(exp(x)), shifted so that the largest exponent is 0"""
     highest = max(x)
     e = A.exps(R([v - highest for v in x]))
@@ -90,7 +72,7 @@ def softmax(A, x: Sequence[float]) -> tuple[float, ...]:
     return R([v / total for v in e])
 
 
-def rope_angles(A, pos: int, hs: int) -> tuple[list[float], list[float]]:
+def rope_angles(A: Arithmetic, pos: int, hs: int) -> tuple[list[float], list[float]]:
     """The cosines and sines, (hs / 2) each, of the angles by which a position turns the pairs of a head:
     pos / 10000^(2i / hs)."""
     angles = [r(pos * r(1.0 / A.pow(10000.0, r(2 * i / hs)))) for i in range(hs // 2)]
@@ -107,12 +89,13 @@ def rope(x: Sequence[float], cos: list[float], sin: list[float]) -> tuple[float,
     return R(list(chain(*zip(evens, odds, strict=True))))
 
 
-def attention_weights(A, q: Sequence[float], keys: list) -> list[float]:
+def attention_weights(A: Arithmetic, q: Sequence[float], keys: list) -> list[float]:
     """q (heads * hs), each head's keys (pos + 1, hs) -> (heads * (pos + 1)): a head compares its query with the key of
     every position so far, and the softmax of the scores says in which proportions it takes the positions' values."""
     if not keys:  # more processes than heads
         return []
-    weights, hs = [], len(q) // len(keys)
+    weights: list[float] = []
+    hs = len(q) // len(keys)
     scale = r(sqrt(hs))
     for query, k in zip(split(q, hs), keys, strict=True):
         scores = A.dots(k, A.operand(query))
@@ -120,18 +103,18 @@ def attention_weights(A, q: Sequence[float], keys: list) -> list[float]:
     return weights
 
 
-def attention(A, weights: Sequence[float], values: list) -> list[float]:
+def attention(A: Arithmetic, weights: Sequence[float], values: list) -> list[float]:
     """weights (heads * (pos + 1)), each head's values (hs, pos + 1) -> (heads * hs): those proportions of the values,
     which stand in columns, so that this too is a matrix times a vector."""
     if not values:
         return []
-    result = []
+    result: list[float] = []
     for p, v in zip(split(weights, len(weights) // len(values)), values, strict=True):
         result += A.dots(v, A.operand(p))
     return result
 
 
-def swiglu(A, gate: Sequence[float], up: Sequence[float]) -> tuple[float, ...]:
+def swiglu(A: Arithmetic, gate: Sequence[float], up: Sequence[float]) -> tuple[float, ...]:
     """gate, up (hidden) -> (hidden): silu(gate) * up, where silu(a) = a * 1 / (1 + exp(-a))"""
     e = A.exps([-a for a in gate])
     sigmoid = R([1.0 / v for v in R([1.0 + v for v in e])])
@@ -182,14 +165,6 @@ async def forward(shard: Shard, token: int, pos: int, see: Callable, wanted: boo
     return await matvec(shard.classifier, x) if wanted else ()                     # (vocab)
 
 
-def open_shard(path: str, identity: tuple, A, unpacked: bool, index: int, count: int) -> Shard:
-    """A worker's shard, with a checkpoint that it opens itself and that must be the one with this identity. (forward is
-    passed on because workers.py cannot import this file, which imports it.)"""
-    checkpoint = Checkpoint(path)
-    checkpoint.check_unchanged(identity)
-    return Shard(checkpoint, A, forward, index, count, unpacked)
-
-
 class Transformer:
     """A model: Transformer(path, arithmetic="exact", workers=1). Close it, or use it in a `with` statement.
 
@@ -216,24 +191,22 @@ class Transformer:
             self.close()
             raise
 
-    def fits(self, A) -> bool:
+    def fits(self, A: Arithmetic) -> bool:
         """Do three quarters of the free memory hold the weights, unpacked for an arithmetic?"""
-        tensors = self.checkpoint.tensors
-        shapes = [(self.config.n_layers, *tensors[name][1:]) for name in MATRICES]
-        return unpacked_size(A, [*shapes, (1, *tensors["classifier"][1:])]) < free_memory() * 3 / 4
+        return unpacked_size(A, self.checkpoint) < free_memory() * 3 / 4
 
-    def builder(self, A, unpacked: bool) -> Callable:
+    def builder(self, A: Arithmetic, unpacked: bool) -> Callable:
         """build(index, count), which makes a shard of this model in another process, in any arithmetic."""
-        return functools.partial(open_shard, self.checkpoint.path, self.checkpoint.identity, A, unpacked)
+        return functools.partial(open_shard, self.checkpoint.path, self.checkpoint.identity, A, forward, unpacked)
 
-    def forward(self, token: int, pos: int, observe: Callable | None = None, logits: bool = True) -> array | None:
+    def forward(self, token: int, pos: int, observe: Callable | None = None, logits: bool = True) -> array:
         """One step: the token at position pos -> its logits, an array("f") of vocab_size; None if logits is False.
 
         Positions come in order; 0 begins anew. observe(layer, op, values) is called with the result of every operation,
         in order, by the names in the function forward; layer is None outside the layers.
         """
         result = self.forward_chunk([token], pos, [observe] if observe else [], 0 if logits else 1)
-        return result[0] if logits else None
+        return result[0] if logits else None  # type: ignore[return-value]  # nobody asks for what is not there
 
     def forward_chunk(self, tokens: Sequence[int], pos: int, observers: Sequence[Callable] = (), skip: int = 0
                       ) -> list[array]:
@@ -274,10 +247,10 @@ class Transformer:
         self.team.close()
         self.checkpoint.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "Transformer":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
 
@@ -312,15 +285,14 @@ class Tokenizer:
             self.scores.append(score)
             offset += length
         self.more = len(data) > offset
-        self.tokens = {}  # bytes -> the first such token
+        self.tokens: dict[bytes, int] = {}  # bytes -> the first such token
         for token, piece in enumerate(self.vocab):
             self.tokens.setdefault(piece, token)
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """Text -> tokens. Bytes in it that are not UTF-8 (surrogate escapes, PEP 383) become byte tokens.
 
-        Adjacent tokens whose concatenation is a token merge: the best-scored pair first, the leftmost on a tie. A heap
-        holds the pairs and a linked list the remaining tokens, so n characters take n log n steps.
+        Adjacent tokens whose concatenation is a token merge: the best-scored pair first, the leftmost on a tie.
         """
         console.need("text", text, isinstance(text, str), "a string")
         tokens = [self.tokens[b" "]] if text and b" " in self.tokens else []
@@ -329,29 +301,14 @@ class Tokenizer:
             tokens += [self.tokens[piece]] if piece in self.tokens else [byte + 3 for byte in piece]
         if max(tokens, default=0) >= len(self.vocab):
             raise ValueError(f"{self.path}: a vocabulary of {len(self.vocab)} has no token for every byte of the text")
-        right = list(range(1, len(tokens) + 1))  # the index of the next remaining token
-        left = list(range(-1, len(tokens) - 1))
-        heap = []
+        return [BOS] * bos + merge(tokens, self._pair)
 
-        def consider(i, j):
-            pair = self.tokens.get(self.vocab[tokens[i]] + self.vocab[tokens[j]])
-            if pair is not None and self.scores[pair] > -1e10:  # as low as run.c looks
-                heappush(heap, (-self.scores[pair], i, j, tokens[i], tokens[j], pair))
-
-        for i in range(len(tokens) - 1):
-            consider(i, i + 1)
-        while heap:
-            _, i, j, first, second, pair = heappop(heap)
-            if tokens[i] != first or tokens[j] != second or right[i] != j:
-                continue  # one of the two has merged since
-            tokens[i], tokens[j] = pair, None
-            right[i] = right[j]
-            if right[i] < len(tokens):
-                left[right[i]] = i
-                consider(i, right[i])
-            if left[i] >= 0:
-                consider(left[i], i)
-        return [BOS] * bos + [token for token in tokens if token is not None]
+    def _pair(self, first: int, second: int) -> tuple[float, int] | None:
+        """Of two neighbours, the order in which they merge and the token that they become; None: they do not merge."""
+        token = self.tokens.get(self.vocab[first] + self.vocab[second])
+        if token is None or not self.scores[token] > -1e10:  # as low as run.c looks
+            return None
+        return -self.scores[token], token
 
     def decode(self, previous: int, token: int) -> bytes:
         """The bytes of a token after the previous one: a space after BOS is dropped, <0xHH> is a byte."""
@@ -367,28 +324,6 @@ class Tokenizer:
 # ----------------------------------------------------------------------------
 # Sampler: from logits to the next token (run.c: Sampler, build_sampler, sample_argmax,
 # sample_mult, sample_topp, sample)
-
-MASK = 2**64 - 1
-
-
-def xorshift(state: int) -> tuple[int, int]:
-    """xorshift64*, llama2.c's generator (run.c: random_u32): the state -> 24 random bits and the next state."""
-    state ^= state >> 12
-    state ^= state << 25 & MASK
-    state ^= state >> 27
-    return (state * 0x2545F4914F6CDD1D & MASK) >> 40, state
-
-
-def llama2_rs(state: int) -> tuple[int, int]:
-    """llama2-rs's generator: the state -> 24 random bits and the next state."""
-    def rotate(value, by):
-        return (value << by | value >> (64 - by)) & MASK
-
-    return rotate(rotate(state, 5) * 5 & MASK, 7) >> 40, rotate(state, 23) + 0x9E3779B97F4A7C15 & MASK
-
-
-GENERATORS = {"xorshift64*": xorshift, "llama2-rs": llama2_rs}
-
 
 class Sampler:
     """Chooses tokens: Sampler(temperature, p_value, seed, rng, arithmetic). Raises ValueError for values out of range.
@@ -411,7 +346,7 @@ class Sampler:
         self.state = seed
         # What the last sample was drawn from: the tokens to choose from, what the coin was multiplied by, the
         # probabilities of all tokens, the coin; None where the likeliest was taken
-        self.drawn = None
+        self.drawn: tuple | None = None
 
     def coin(self) -> float:
         """A random number in [0, 1), a multiple of 2^-24 (run.c: random_f32)."""
@@ -472,6 +407,45 @@ class Step:
     logits: array | None  # (vocab); None within the prompt, unless asked for
 
 
+# Positions taken together. A model that is read from the file is read once for all of them, which makes it two to three
+# times as fast at 15M parameters.
+CHUNK = 16
+
+
+class Events(list):
+    """An observer that keeps what it sees: (layer, operation, values)."""
+
+    def __call__(self, *event: Any) -> None:
+        self.append(event)
+
+
+class Drafted:
+    """Stands for a transformer whose next tokens are known: it computes CHUNK positions at once and hands them out one
+    by one. Tokens after the draft are computed as they come."""
+
+    def __init__(self, transformer, draft: Sequence[int], skip: int = 0):
+        """draft: the tokens of positions 0, 1, ...; skip: so many of them whose logits nobody wants."""
+        self.transformer, self.draft, self.skip = transformer, draft, skip
+        self.config, self.checkpoint = transformer.config, transformer.checkpoint
+        self.ahead: dict[int, tuple] = {}  # position -> its token, events and logits, computed and not yet asked for
+
+    def forward(self, token: int, pos: int, observe: Callable | None = None, logits: bool = True) -> array:
+        """As Transformer.forward. Raises ValueError if the token is not the drafted one."""
+        if pos not in self.ahead:
+            tokens = self.draft[pos:pos + CHUNK] or [token]
+            recorders = [Events() for _ in tokens] if observe else []
+            skip = min(len(tokens), max(0, self.skip - pos))
+            rows = [None] * skip + self.transformer.forward_chunk(tokens, pos, recorders, skip)
+            self.ahead = dict(enumerate(zip_longest(tokens, recorders, rows), pos))
+        drafted, events, row = self.ahead.pop(pos)
+        if token != drafted:
+            raise ValueError(f"token {token} at position {pos} is not the drafted one, {drafted}")
+        if observe:
+            for event in events or ():
+                observe(*event)
+        return row
+
+
 def generate(transformer: Transformer | Drafted, tokenizer: Tokenizer, sampler: Sampler, prompt: Sequence[int],
              steps: int, observe: Callable | None = None, logits: bool = False) -> Iterator[Step]:
     """Yield a Step for each position, until there are `steps` of them or BOS is sampled.
@@ -507,7 +481,7 @@ def chat(transformer: Transformer, tokenizer: Tokenizer, sampler: Sampler, steps
     read(question) returns a line or raises EOFError; write(piece) receives what the model says. user and system are the
     first prompts; if None, they are read.
     """
-    users_turn, next_token, ended = True, None, 0
+    users_turn, next_token, ended = True, BOS, 0
     for pos in range(steps):
         if users_turn:
             if pos == 0 and system is None:
@@ -536,309 +510,31 @@ def chat(transformer: Transformer, tokenizer: Tokenizer, sampler: Sampler, steps
 
 
 # ----------------------------------------------------------------------------
-# Command line (run.c: main, error_usage, read_stdin)
-
-VERSION = "2.0.0"
-HERE = os.path.dirname(os.path.realpath(__file__))
-
-# --like: the arithmetic and the generator
-LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama2-rs": ("c", "llama2-rs")}
-
-# Options that need another one, and those that cannot stand beside another
-NEEDS = {"trace_level": "trace", "verify_iteration": "verify", "root": "verify", "text": "verify"}
-WRITTEN = ("trace", "logits", "dump", "page")
-APART = {"verify": (*WRITTEN, "compare"), "input_prompt": ("tokens",), "compare": WRITTEN,
-         "explain_text": ("verify", *WRITTEN, "compare")}
-NOT_IN_CHAT = (*WRITTEN, "verify", "compare", "tokens")
+# Verification: the run of a trace is made again and compared
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options. Those that a trace holds too are None if not given."""
-    parser = console.Parser(prog="llama2.py", description="Llama 2 inference in plain Python, exact to the bit.",
-                            epilog='Example: python3 llama2.py stories42M.bin -i "Once upon a time" -n 100 -s 42')
-    add = parser.add_argument
-    add("checkpoint", nargs="?", help="a float checkpoint of llama2.c (default: the embedded model)")
-    add("-t", "--temperature", type=float, help="0: always the likeliest token (default: 1.0)")
-    add("-p", "--p_value", type=float, help="top-p sampling; 0 or 1: from all tokens (default: 0.9)")
-    add("-s", "--seed", type=int, help="1 to 2**64 - 1; 0: from the clock (default: 0, or 1 at temperature 0)")
-    add("-n", "--steps", type=int, help="positions, at most the context's; 0: all of them (default: 256)")
-    add("-i", "--input_prompt", type=console.utf8, help="how the text begins; -: standard input (default: nothing)")
-    add("-z", "--tokenizer", help="(default: tokenizer.bin beside the checkpoint, or in the working directory)")
-    add("-m", "--mode", choices=["generate", "chat"], default="generate", help="tell or talk (default: generate)")
-    add("-y", "--system_prompt", type=console.utf8, help="in chat (default: asked for)")
-    add("--like", choices=["llama2.c", "llama2-rs"], help="be that program, bit for bit (default: exact arithmetic)")
-    add("--workers", type=int, default=1, metavar="N", help="processes that share the work (default: 1)")
-    add("--trace", metavar="FILE", help="write a trace of the run")
-    add("--trace-level", choices=trace.LEVELS, help="what the trace commits to (default: step)")
-    add("--verify", metavar="FILE", help="make the run of a trace again and compare")
-    add("--verify-iteration", type=int, metavar="N", help="only up to this step, counted from 0")
-    add("--root", type=trace.root_argument, metavar="[SIZE:]HEX", help="the head that was published for that trace")
-    add("--text", metavar="FILE", help="the text that it should have")
-    add("--explain-text", metavar="FILE", help="print a trace; no model is needed")
-    add("--tokens", type=console.tokens, metavar="LIST", help="how the text begins, as tokens: 1,403,407")
-    add("--logits", metavar="FILE", help="write every step's logits as an array of numpy, float32 (steps, vocabulary)")
-    add("--dump", metavar="FILE", help="write every operation and the logits, as the records of compare.py")
-    add("--compare", metavar="FILE", help="another program's logits or operations: rounding, or a bug?")
-    add("--page", metavar="FILE", help="write the run as a page of HTML, to look at")
-    add("--version", action="version", version=f"llama2.py {VERSION}")
-    args = parser.parse_args(argv)
-
-    parser.check(args, NEEDS, APART)
-    for option in NOT_IN_CHAT:
-        if getattr(args, option) is not None and args.mode == "chat":
-            parser.error(f"--{option} belongs to mode generate, not to chat")
-    if args.system_prompt is not None and args.mode != "chat":
-        parser.error("--system_prompt belongs to mode chat")
-    if args.trace_level not in (None, "step") and args.like == "llama2-rs":
-        parser.error(f"argument --trace-level: {args.trace_level}, but llama2-rs's format has steps alone")
-    if args.steps is not None and args.steps < 0:
-        parser.error(f"argument -n/--steps: {args.steps}, must be 0 or more")
-    if args.page is not None and (args.like == "llama2-rs" or args.workers > 1):
-        parser.error("--page needs a trace of this program's own format, and one process: no --like llama2-rs, and no "
-                     "--workers")
-    if args.compare is not None and (args.temperature or args.workers > 1):
-        parser.error("--compare takes the likeliest tokens, in one process: no --temperature and no --workers; give "
-                     "the tokens of any other text with --tokens")
-    if args.like == "llama2.c" and args.seed is not None and args.seed >= 2**31:
-        parser.error(f"argument -s/--seed: {args.seed}, must be below 2**31 for --like llama2.c: atoi keeps no more")
-    if not 1 <= args.workers <= 1024:
-        parser.error(f"argument --workers: {args.workers}, must be 1 to 1024")
-    return args
-
-
-class Run:
-    """What the options ask for: the model, the tokenizer, the sampler, the encoded prompt, the number of steps.
-
-    log is a trace to verify. Options that are not given are taken from it; those that are given are claims: the run is
-    made with them and differs from the trace where they are wrong. (A trace of llama2-rs holds no options.)
-    """
-
-    def __init__(self, args: argparse.Namespace, log: trace.Trace | None = None):
-        held = log.header if log and not log.rust else {}
-        self.options = {}  # by their names in a header
-        self.claims = set()  # those that were given
-
-        def option(name, field, default):
-            value = getattr(args, name)
-            if value is not None and not (name == "seed" and value == 0):
-                self.claims.add(field)
-            else:
-                value = held.get(field, default)
-            self.options[field] = value
-            return value
-
-        self.like = args.like
-        if log and not self.like and (log.rust or (held["arithmetic"], held["rng"]) == LIKE["llama2.c"]):
-            self.like = "llama2-rs" if log.rust else "llama2.c"
-        if log and log.rust != (self.like == "llama2-rs"):
-            got = "llama2-rs's" if log.rust else "this program's own"
-            raise VerificationError(log.path, "format", f"that of --like {self.like}", got)
-        arithmetic, rng = LIKE[self.like]
-        self.options.update(arithmetic=arithmetic, rng=rng)
-        self.claims.update(["arithmetic", "rng"] if args.like else [])
-        temperature = option("temperature", "temperature", 1.0)
-        seed = option("seed", "seed", 1 if temperature == 0 else time.time_ns() % MASK + 1)
-        self.sampler = Sampler(temperature, option("p_value", "p_value", 0.9), seed, rng, arithmetic)
-        self.level, self.prompt = option("trace_level", "level", "step"), option("input_prompt", "prompt", "")
-        self.path, tokenizer = find_files(args)
-        self.transformer = Transformer(self.path, arithmetic, args.workers)
-        try:
-            context = self.transformer.config.seq_len
-            self.steps = min(option("steps", "steps", 256) or context, context)
-            self.options["steps"] = self.steps
-            self.tokenizer = Tokenizer(tokenizer, self.transformer.config.vocab_size)
-            if len(self.prompt) > context * max(map(len, self.tokenizer.vocab)):  # before much time goes into it
-                raise ValueError(f"the prompt has {len(self.prompt)} characters, too many for {self.path}'s context of "
-                                 f"{context}")
-            self.tokens = option("tokens", "tokens", None)
-            if args.tokens is None and (self.prompt or args.input_prompt is not None or not held):
-                self.tokens = self.tokenizer.encode(self.prompt)
-                del self.options["tokens"]  # they follow from the prompt
-            console.need(f"token of {self.path}", max(self.tokens), max(self.tokens) < len(self.tokenizer.vocab),
-                         f"in the vocabulary of {len(self.tokenizer.vocab)}")
-        except BaseException:
-            self.transformer.close()
-            raise
-
-    def header(self) -> dict:
-        """What a trace of this run says first."""
-        if self.like == "llama2-rs":
-            return {"model_path": self.path, "prompt": self.prompt, "steps": self.steps}
-        checkpoint, config, s = self.transformer.checkpoint, vars(self.transformer.config), self.sampler
-        return {"model": checkpoint.sha256(), "weights": weights_root(config, checkpoint.tree_rows()),
-                "config": config, "tokenizer": self.tokenizer.sha256, "arithmetic": s.arithmetic.name, "rng": s.rng,
-                "temperature": s.temperature, "p_value": s.p_value, "seed": s.seed, "steps": self.steps,
-                "level": self.level, "prompt": self.prompt, "tokens": self.tokens}
-
-    def generate(self, observers: Sequence[Callable] = (), logits: bool = True, draft: Sequence[int] = ()
-                 ) -> Iterator[Step]:
-        """The steps of the run. observers see their operations; draft are the tokens after the prompt, if known."""
-        observe = (lambda *operation: [observer(*operation) for observer in observers]) if observers else None
-        model = Drafted(self.transformer, [*self.tokens, *draft][:self.steps], 0 if logits else len(self.tokens) - 1)
-        return generate(model, self.tokenizer, self.sampler, self.tokens, self.steps, observe, logits)
-
-
-def find_files(args: argparse.Namespace) -> tuple[str, str]:
-    """The paths of checkpoint and tokenizer."""
-    checkpoint = os.path.join(HERE, "stories", "model.bin") if args.checkpoint is None else args.checkpoint
-    if not os.path.exists(checkpoint):
-        is_path = os.path.splitext(checkpoint)[1] or os.sep in checkpoint
-        hint = "" if is_path else " (how a text begins is given with -i)"
-        raise ValueError(f"{checkpoint}: No such file or directory{hint}")
-    beside = os.path.join(os.path.dirname(checkpoint), "tokenizer.bin")
-    found = beside if os.path.exists(beside) else "tokenizer.bin"
-    return checkpoint, found if args.tokenizer is None else args.tokenizer
-
-
-def doctor(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
-    """Compare another program's numbers with this one's -> the exit code."""
-    check_length(run.tokens, run.transformer)
-    numbers = compare.Numbers(args.compare, run.transformer.config)
-    if args.steps is not None and numbers.steps > run.steps:
-        raise ValueError(f"{args.compare}: has {numbers.steps} steps, this run {run.steps}")
-    with contextlib.ExitStack() as models:  # the verdict is about exact arithmetic, whatever --like says
-        exact = models.enter_context(Transformer(run.path)) if run.like else run.transformer
-        like = run.transformer if run.like else None
-        consistent = compare.compare(exact, run.tokenizer, run.tokens, numbers, out, like)
-    run.transformer.checkpoint.check_unchanged()
-    return 0 if consistent else 1
-
-
-def tell(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
-    """Generate a text, and pass each step to all that is asked for: the printed text, the files of logits and of
-    operations, the trace -> the exit code."""
-    check_length(run.tokens, run.transformer)  # generate would check it only after the files have been opened
-    outputs = {f"--{name}": getattr(args, name) for name in WRITTEN}
-    console.check_outputs(outputs, [run.path, run.tokenizer.path])
-    log, sinks, observers = None, [console.Text(out, run.like)], []
-    if args.logits is not None:
-        sinks.append(compare.LogitsFile(args.logits, run.transformer.config.vocab_size))
-    if args.dump is not None:
-        sinks.append(compare.DumpFile(args.dump))
-        observers.append(sinks[-1].operation)
-    if args.page is not None:
-        sinks.append(page.Page(args.page, run.transformer, run.tokenizer, run.sampler, run.header()))
-        observers.append(sinks[-1].operation)
-    with contextlib.ExitStack() as files:
-        if args.trace is not None:
-            Writer = trace.RustWriter if run.like == "llama2-rs" else trace.Writer
-            log = files.enter_context(contextlib.closing(Writer(args.trace, run.header())))
-            sinks.append(log)
-            observers += [log.operation] if log.level != "step" else []
-        if not args.seed and run.sampler.temperature > 0:
-            console.say(f"seed: {run.sampler.seed}")
-        if run.steps < len(run.tokens):
-            console.say(f"warning: the prompt has {len(run.tokens)} tokens, so that {run.steps} steps (-n) generate "
-                        "nothing")
-        begin = time.perf_counter()
-        for step in run.generate(observers, logits=len(sinks) > 1):
-            for sink in sinks:
-                sink.step(step)
-        run.transformer.checkpoint.check_unchanged()
-        for sink in sinks:
-            sink.finish()
-        if log:
-            console.say(f"root: {trace.head(len(log.tree), log.tree.root())}")
-    rate = (step.pos + 1) / (time.perf_counter() - begin)  # of all positions; run.c leaves out the first
-    console.say(f"achieved tok/s: {rate:.1f}")
-    return 0
-
-
-MAX_INPUT = 2**20  # bytes of a line in chat, or of a prompt on standard input
-
-
-def read_input(line: bool) -> str | None:
-    """A line of standard input, or all of it; None at its end. Raises ValueError if it is longer than any context."""
-    file = sys.stdin.buffer if sys.stdin else io.BytesIO()
-    data = file.readline(MAX_INPUT + 1) if line else file.read(MAX_INPUT + 1)
-    if len(data) > MAX_INPUT:
-        raise ValueError(f"standard input: more than {MAX_INPUT} bytes")
-    return data.decode("utf-8", "surrogateescape").rstrip("\r\n") if data else None
-
-
-def converse(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
-    """Chat on the terminal, or with whoever writes to standard input -> the exit code."""
-    if not args.seed and run.sampler.temperature > 0:
-        console.say(f"seed: {run.sampler.seed}")
-    write = console.printer(out, run.like)
-
-    def read(question):
-        out.write(question.encode())
-        out.flush()
-        line = read_input(line=True)
-        if line is None:
-            raise EOFError
-        return line
-
-    try:
-        if not chat(run.transformer, run.tokenizer, run.sampler, run.steps, read, write, args.input_prompt,
-                    args.system_prompt):
-            console.say("warning: the model ended no turn by itself: is it one that was trained to chat?")
-    except EOFError:
-        write(b"\n")
-    run.transformer.checkpoint.check_unchanged()
-    return 0
-
-
-def dispatch(args: argparse.Namespace, out: BinaryIO) -> int:
-    """Do what the options ask for -> the exit code."""
-    if args.explain_text is not None:
-        trace.show(trace.read(args.explain_text), sys.stdout)
-        return 0
-    if args.input_prompt == "-":
-        args.input_prompt = read_input(line=False) or ""
-    if args.verify is not None:
-        log, verdict = verify_by(args)
-        trace.show_verdict(verdict, log, args.verify_iteration, sys.stdout)
-        return 0
-    run = Run(args)
-    with run.transformer:
-        if run.tokenizer.more:
-            console.say(f"warning: {run.tokenizer.path} has more tokens than the {len(run.tokenizer.vocab)} of the "
-                        "model: is it the model's own?")
-        do = converse if args.mode == "chat" else tell if args.compare is None else doctor
-        return do(run, args, out)
-
-
-def verify_by(args: argparse.Namespace) -> tuple[trace.Trace, trace.Verdict]:
-    """Verify the trace that the options name -> it, and the verdict."""
-    log = trace.read(args.verify)
-    text = None if args.text is None else console.read_file(args.text).decode(errors="surrogateescape")
-    if args.root:
-        log.check_head(args.root)  # before anything is computed
-    if args.verify_iteration is not None:
-        log.step(args.verify_iteration)
-    run = Run(args, log)
-    with run.transformer:
-        return log, trace.verify(run, log, args.verify_iteration, args.root, text)
-
-
-def verify(trace_path: str, checkpoint: str | None = None, tokenizer: str | None = None, root: str | None = None
-           ) -> trace.Verdict:
-    """Make the run of a trace again and compare it -> the verdict. For a trace of this program's own format.
+def verify(trace: str, checkpoint: str | None = None, tokenizer: str | None = None, root: str | None = None) -> Any:
+    """Make the run of a trace again and compare it -> llama2_py.log.verify.Verdict. For a trace of this program's own
+    format.
 
     checkpoint and tokenizer are paths as on the command line, root the head that was published, [SIZE:]HEX. Raises
     VerificationError at the first difference, ValueError or OSError for files that cannot be used.
     """
-    options = {"--verify": trace_path, "--tokenizer": tokenizer, "--root": root}
-    given = [f"{name}={value}" for name, value in options.items() if value is not None]
-    return verify_by(parse(given + ([] if checkpoint is None else ["--", checkpoint])))[1]
+    from llama2_py import command  # here, since all else in this file needs the engine alone
+    return command.verify(trace, checkpoint, tokenizer, root)
 
 
-def verify_many(jobs: Iterable[Sequence], executor: Any) -> Iterator[trace.Verdict | Exception]:
+def verify_many(jobs: Iterable[Sequence], executor: Any) -> Iterator[Any]:
     """verify(*job) for each job, by any concurrent.futures.Executor (processes, Dask, Ray, MPI) -> the verdicts, in the
     jobs' order; what verify raised stands in the place of a verdict."""
     for future in [executor.submit(verify, *job) for job in jobs]:
         try:
             yield future.result()
-        except (VerificationError, ValueError, OSError, MemoryError) as error:
+        except (console.VerificationError, ValueError, OSError, MemoryError) as error:
             yield error
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line -> the exit code: console.exit_code's, and 1 for a comparison beyond the tolerance."""
-    return console.exit_code("llama2.py", lambda: dispatch(parse(argv), sys.stdout.buffer))
-
-
 if __name__ == "__main__":
+    sys.modules["llama2"] = sys.modules["__main__"]  # the command line imports llama2: it gets this module, once loaded
+    from llama2_py.command import main
     sys.exit(main())

@@ -41,7 +41,8 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 def tree_head(leaves: Iterable[bytes]) -> bytes:
     """MTH of leaf hashes that come one by one (RFC 6962, 2.1), in O(log n) memory: where no proofs are asked for."""
-    subtrees = []  # the roots of the full subtrees so far, left to right: one for each bit 1 of the number of leaves
+    # the roots of the full subtrees so far, left to right: one for each bit 1 of the number of leaves
+    subtrees: list[bytes] = []
     for count, node in enumerate(leaves, 1):
         while count % 2 == 0:  # the subtree that ends here is as large as the one to its left
             node, count = node_hash(subtrees.pop(), node), count // 2

@@ -249,7 +249,7 @@ def generate(model, tokenizer, prompt, seed, steps=256, temperature=1.0, p=0.9):
         yield tokens[pos], tokens[pos + 1], logits
 
 def main(seed="1", prompt="", **options):
-    stories = Path(__file__).resolve().parent / "stories"
+    stories = Path(__file__).resolve().parent / "llama2_py" / "stories"
     model, tokenizer = Model(stories / "model.bin"), Tokenizer(stories / "tokenizer.bin", 512)
     for token, next_token, _ in generate(model, tokenizer, prompt, int(seed), **options):
         sys.stdout.buffer.write(tokenizer.decode(token, next_token))

@@ -9,7 +9,6 @@ import math
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 
@@ -19,8 +18,12 @@ from hypothesis import strategies as st
 
 import llama2
 import plain
-import trace
-from conftest import (COINS, HERE, JUDGES, MODEL, PIECES, SCORES, SHAPES, STORY, STORY_LOGITS, STORY_ROOT, Scripted,
+from llama2_py import command as command_line
+from llama2_py.engine import merging
+from llama2_py.log import formats, show
+from llama2_py.log import verify as verification
+from llama2_py.console import VerificationError
+from tests.helpers import (COINS, HERE, JUDGES, PIECES, SCORES, SHAPES, STORY, STORY_LOGITS, STORY_ROOT, Scripted,
                       TOKENIZER, command, edit, edited, failure, forge, forward_definition, make_checkpoint,
                       make_tokenizer, process, read_bytes, read_lines, rounded, run_forward, tell)
 
@@ -98,7 +101,7 @@ def test_encoding_looks_at_a_number_of_pairs_in_proportion_to_the_text(tokenizer
         pairs.append(item)
         heapq.heappush(heap, item)
 
-    monkeypatch.setattr(llama2, "heappush", counted)
+    monkeypatch.setattr(merging, "heappush", counted)
     counts = []
     for n in 4_000, 8_000:
         text = "ab a cd b" * n
@@ -343,7 +346,7 @@ def test_the_clock_gives_the_seed_and_standard_error_says_which(files, tmp_path,
     assert command(capfdbinary, *args, "-s", 0)[2].startswith("seed: ")
     assert "seed" not in command(capfdbinary, *args, "-t", 0)[2]  # it is 1
     assert "seed" not in command(capfdbinary, *args, "-t", 0, "--trace", tmp_path / "t")[2]
-    assert trace.read(tmp_path / "t").header["seed"] == 1
+    assert formats.read(tmp_path / "t").header["seed"] == 1
 
 
 def test_steps_0_and_too_many_are_the_context(files, capfdbinary):
@@ -448,8 +451,8 @@ def test_lines_of_chat_and_prompts_on_standard_input_are_limited(model):
 def test_the_version_is_that_of_the_project(capfdbinary):
     with pytest.raises(SystemExit) as end:
         command(capfdbinary, "--version")
-    assert end.value.code == 0 and capfdbinary.readouterr().out == f"llama2.py {llama2.VERSION}\n".encode()
-    assert f'version = "{llama2.VERSION}"' in read_bytes(os.path.join(HERE, "pyproject.toml")).decode()
+    assert end.value.code == 0 and capfdbinary.readouterr().out == f"llama2.py {command_line.VERSION}\n".encode()
+    assert f'version = "{command_line.VERSION}"' in read_bytes(os.path.join(HERE, "pyproject.toml")).decode()
 
 
 def test_it_runs_through_a_link_from_anywhere(tmp_path):
@@ -511,34 +514,21 @@ def test_wrong_arguments_get_a_clear_error(files, call, message):
         call(files["grouped"])
 
 
-def test_installing_says_why_not(tmp_path):
-    shutil.copytree(os.path.join(HERE, ".ci"), tmp_path / ".ci")
-    shutil.copy(os.path.join(HERE, "pyproject.toml"), tmp_path)
-    done = subprocess.run([sys.executable, "-m", "pip", "install", "--no-index", "--target", tmp_path / "to", tmp_path],
-                          capture_output=True, text=True)
-    if "No module named pip" in done.stderr:
-        pytest.skip("needs pip")
-    assert done.returncode != 0 and not (tmp_path / "to").exists()
-    output = re.search(r"\[1 lines of output\]\n(.*)\n", done.stderr)[1]
-    assert output.strip() == (
-        "llama2.py is not installed: run its files from their folder, or copy them beside your own code")
-
-
 # ----------------------------------------------------------------------------
 # Many traces
 
 
 def test_verify_returns_a_verdict_or_raises(files, traces, tmp_path):
-    log = trace.read(traces["step"])
+    log = formats.read(traces["step"])
     verdict = llama2.verify(traces["step"], files["grouped"], files["tokenizer"])
     assert (verdict.path, verdict.steps, verdict.whole, verdict.head, verdict.published) == (
         traces["step"], 14, True, log.head(), False)
-    assert verdict.text == trace.text_of(log) and verdict.claimed == {} and verdict.chosen["seed"] == 7
+    assert verdict.text == show.text_of(log) and verdict.claimed == {} and verdict.chosen["seed"] == 7
     for root in log.head(), log.root:
         assert llama2.verify(traces["step"], files["grouped"], files["tokenizer"], root).published
     cut = forge(tmp_path / "-cut.trace", read_lines(traces["step"])[:7], False)
     assert not llama2.verify(cut, files["grouped"], files["tokenizer"]).whole
-    with pytest.raises(trace.VerificationError):
+    with pytest.raises(VerificationError):
         llama2.verify(traces["step"], files["grouped"], files["tokenizer"], "15:" + "00" * 32)
     with pytest.raises(ValueError):
         llama2.verify(traces["step"], files["grouped"], files["tokenizer"], "root")
@@ -552,14 +542,14 @@ def jobs_and_answers(files, traces, tmp_path):
     model = files["grouped"], files["tokenizer"]
     jobs = [(traces[kind], *model) for kind in ("step", "op", "layer")]
     return [*jobs, (forged, *model), (str(tmp_path / "none"), *model)], [
-        trace.Verdict, trace.Verdict, trace.Verdict, trace.VerificationError, FileNotFoundError]
+        verification.Verdict, verification.Verdict, verification.Verdict, VerificationError, FileNotFoundError]
 
 
 def check_many(executor, files, traces, tmp_path):
     jobs, kinds = jobs_and_answers(files, traces, tmp_path)
     answers = list(llama2.verify_many(jobs, executor))
     assert [type(answer) for answer in answers] == kinds
-    assert [answer.head for answer in answers[:3]] == [trace.read(job[0]).head() for job in jobs[:3]]
+    assert [answer.head for answer in answers[:3]] == [formats.read(job[0]).head() for job in jobs[:3]]
     assert (answers[3].field, answers[3].got) == ("logits", "5a" * 32) and "line 11" in str(answers[3])
 
 
@@ -587,56 +577,4 @@ def test_the_golden_story(tmp_path, capfdbinary):
         assert step["logits"].startswith(expected), f"step {step['pos']} is the first that differs"
     assert out.decode() == STORY
     assert json.loads(read_lines(tmp_path / "t")[-1])["root"] == STORY_ROOT
-    assert trace.read(tmp_path / "t").header["model"].encode() in read_bytes(os.path.join(HERE, "README.md"))
-
-
-@pytest.fixture
-def readme(tmp_path):
-    """A copy of the files that the README's commands use, and a shell for them."""
-    for name in os.listdir(HERE):
-        if name in ("stories", "page.html") or name.endswith(".py") and not name.startswith(("test_", "conftest")):
-            os.symlink(os.path.join(HERE, name), tmp_path / name)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    (tmp_path / "bin" / "python3").chmod(0o755)
-
-    def shell(line):
-        return subprocess.run(["bash", "-c", line], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True,
-                              env={**os.environ,
-                                   "PATH": f"{tmp_path / 'bin'}:{os.environ.get('PATH', os.defpath)}"}).stdout
-
-    with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
-        return file.read(), shell
-
-
-def test_the_commands_of_the_readme_print_what_it_says(readme):
-    text, shell = readme
-    count = 0
-    for block in re.findall(r"```console\n(.*?)```", text, re.S):
-        for line, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M):
-            got = shell(line)
-            if "--compare" in line:  # what differs depends on the C library
-                got, expected = (re.sub(r"[-\d.e]+|None", "N", output) for output in (got, expected))
-            got, expected = (re.sub(r"tok/s: .*", "", output) for output in (got, expected))
-            assert got.strip() == expected.strip(), line
-            count += 1
-    assert count >= 18
-
-
-def test_the_examples_of_the_readme_work(readme, tmp_path):
-    text, shell = readme
-    observe, many = re.findall(r"```python\n(.*?)```", text, re.S)
-    with llama2.Transformer(MODEL) as model:
-        seen = []
-        for pos, token in enumerate([1, 406]):
-            model.forward(token, pos, lambda layer, op, values: seen.append((layer, op, list(values))))
-    (tmp_path / "example.py").write_text(observe)
-    assert shell("python3 example.py").splitlines() == [
-        str([round(v, 3) for v in values[:4]]) for layer, op, values in seen if (layer, op) == (2, "attention")]
-
-    shell("python3 llama2.py -s 42 -n 5 --trace tale.trace; sed s/406/407/ tale.trace > forged.trace")
-    (tmp_path / "many.py").write_text(many)
-    honest, forged = shell("python3 many.py").splitlines()
-    assert honest == f"5 steps, {trace.read(tmp_path / 'tale.trace').head()}"
-    assert forged.startswith("forged.trace, line 7: root: expected ")
+    assert formats.read(tmp_path / "t").header["model"].encode() in read_bytes(os.path.join(HERE, "README.md"))

@@ -1,0 +1,405 @@
+"""The command line of llama2.py (run.c: main, error_usage, read_stdin): what the options say, and what is done.
+
+    settings = merge(args, log)    # options and, where a trace is verified, its header
+    with Run(settings, ...) as run:
+        for step in run.generate(): ..
+"""
+import argparse
+import atexit
+import contextlib
+import functools
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, BinaryIO
+
+import llama2
+from llama2_py import console
+from llama2_py.console import VerificationError
+from llama2_py.engine.coins import MASK
+from llama2_py.log import formats, show, verify as verification
+from llama2_py.log.arguments import root_argument
+from llama2_py.log.events import LEVELS, weights_root
+from llama2_py.log.reading import Trace
+
+PROGRAM, VERSION = "llama2.py", "3.0.0"
+
+# --like: the arithmetic and the generator
+LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama2-rs": ("c", "llama2-rs")}
+
+# ----------------------------------------------------------------------------
+# Options
+
+# Options that need another one, and those that cannot stand beside another
+NEEDS = {"trace_level": "trace", "verify_iteration": "verify", "root": "verify", "text": "verify"}
+WRITTEN = ("trace", "logits", "dump", "page")
+APART = {"verify": (*WRITTEN, "compare"), "input_prompt": ("tokens",), "compare": WRITTEN,
+         "explain_text": ("verify", *WRITTEN, "compare")}
+NOT_IN_CHAT = (*WRITTEN, "verify", "compare", "tokens")
+
+
+def make_parser() -> console.Parser:
+    """The options. Those that a trace holds too are None if not given."""
+    parser = console.Parser(prog=PROGRAM, description="Llama 2 inference in plain Python, exact to the bit.",
+                            epilog='Example: python3 llama2.py stories42M.bin -i "Once upon a time" -n 100 -s 42')
+    add = parser.add_argument
+    add("checkpoint", nargs="?", help="a float checkpoint of llama2.c (default: the embedded model)")
+    add("-t", "--temperature", type=float, help="0: always the likeliest token (default: 1.0)")
+    add("-p", "--p_value", type=float, help="top-p sampling; 0 or 1: from all tokens (default: 0.9)")
+    add("-s", "--seed", type=int, help="1 to 2**64 - 1; 0: from the clock (default: 0, or 1 at temperature 0)")
+    add("-n", "--steps", type=int, help="positions, at most the context's; 0: all of them (default: 256)")
+    add("-i", "--input_prompt", type=console.utf8, help="how the text begins; -: standard input (default: nothing)")
+    add("-z", "--tokenizer", help="(default: tokenizer.bin beside the checkpoint, or in the working directory)")
+    add("-m", "--mode", choices=["generate", "chat"], default="generate", help="tell or talk (default: generate)")
+    add("-y", "--system_prompt", type=console.utf8, help="in chat (default: asked for)")
+    add("--like", choices=[name for name in LIKE if name], help="be that program, bit for bit (default: exact "
+        "arithmetic)")
+    add("--workers", type=int, default=1, metavar="N", help="processes that share the work (default: 1)")
+    add("--trace", metavar="FILE", help="write a trace of the run")
+    add("--trace-level", choices=LEVELS, help="what the trace commits to (default: step)")
+    add("--verify", metavar="FILE", help="make the run of a trace again and compare")
+    add("--verify-iteration", type=int, metavar="N", help="only up to this step, counted from 0")
+    add("--root", type=root_argument, metavar="[SIZE:]HEX", help="the head that was published for that trace")
+    add("--text", metavar="FILE", help="the text that it should have")
+    add("--explain-text", metavar="FILE", help="print a trace; no model is needed")
+    add("--tokens", type=console.tokens, metavar="LIST", help="how the text begins, as tokens: 1,403,407")
+    add("--logits", metavar="FILE", help="write every step's logits as an array of numpy, float32 (steps, vocabulary)")
+    add("--dump", metavar="FILE", help="write every operation and the logits, as the records that --compare reads")
+    add("--compare", metavar="FILE", help="another program's logits or operations: rounding, or a bug?")
+    add("--page", metavar="FILE", help="write the run as a page of HTML, to look at")
+    add("--version", action="version", version=f"{PROGRAM} {VERSION}")
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line -> its options. Raises ValueError for those that cannot be, or not together."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    parser.check(args, NEEDS, APART)
+    for message in faults_of_mode(args), faults_of_like(args), faults_of_numbers(args):
+        if message:
+            parser.error(message)
+    return args
+
+
+def faults_of_mode(args: argparse.Namespace) -> str | None:
+    """Which option does not fit the mode, or what is asked for."""
+    for option in NOT_IN_CHAT:
+        if getattr(args, option) is not None and args.mode == "chat":
+            return f"--{option} belongs to mode generate, not to chat"
+    if args.system_prompt is not None and args.mode != "chat":
+        return "--system_prompt belongs to mode chat"
+    if args.page is not None and (args.like == "llama2-rs" or args.workers > 1):
+        return ("--page needs a trace of this program's own format, and one process: no --like llama2-rs, and no "
+                "--workers")
+    if args.compare is not None and (args.temperature or args.workers > 1):
+        return ("--compare takes the likeliest tokens, in one process: no --temperature and no --workers; give "
+                "the tokens of any other text with --tokens")
+    return None
+
+
+def faults_of_like(args: argparse.Namespace) -> str | None:
+    """What the program of --like cannot do."""
+    if args.trace_level not in (None, "step") and args.like == "llama2-rs":
+        return f"argument --trace-level: {args.trace_level}, but llama2-rs's format has steps alone"
+    if args.like == "llama2.c" and args.seed is not None and args.seed >= 2**31:
+        return f"argument -s/--seed: {args.seed}, must be below 2**31 for --like llama2.c: atoi keeps no more"
+    return None
+
+
+def faults_of_numbers(args: argparse.Namespace) -> str | None:
+    """Which number is out of its range."""
+    if args.steps is not None and args.steps < 0:
+        return f"argument -n/--steps: {args.steps}, must be 0 or more"
+    if not 1 <= args.workers <= 1024:
+        return f"argument --workers: {args.workers}, must be 1 to 1024"
+    return None
+
+
+# ----------------------------------------------------------------------------
+# A run: what the options say, and what a trace's header says
+
+OPTIONS = {  # of a run: by its name in a trace's header, its name as an option and its value if nobody gives one
+    "temperature": ("temperature", 1.0), "p_value": ("p_value", 0.9), "seed": ("seed", None),
+    "steps": ("steps", 256), "level": ("trace_level", "step"), "prompt": ("input_prompt", ""),
+    "tokens": ("tokens", None)}
+
+
+@dataclass
+class Settings:
+    """How a run is to be made."""
+    like: str | None  # the program whose habits it has
+    options: dict[str, Any]  # by their names in a header
+    claims: set[str] = field(default_factory=set)  # those that were given, and not taken from a trace
+
+
+def merge(args: argparse.Namespace, log: Trace | None) -> Settings:
+    """The options that were given, then those of the trace that is to be verified, then the defaults. (A trace of
+    llama2-rs holds no options.) Options given beside a trace are claims: the run is made with them, and differs from
+    the trace where they are wrong. Raises VerificationError if --like names another program than the trace's."""
+    like = args.like or (log.like if log else None)
+    if log and (log.like == "llama2-rs") != (like == "llama2-rs"):
+        raise VerificationError(log.path, "format", f"that of --like {like}", log.kind)
+    arithmetic, rng = LIKE[like]
+    settings = Settings(like, {"arithmetic": arithmetic, "rng": rng}, set())
+    if args.like:
+        settings.claims |= {"arithmetic", "rng"}
+    held = log.options if log else {}
+    for name, (option, default) in OPTIONS.items():
+        given = getattr(args, option)
+        if name == "seed" and given == 0:  # as if none were given
+            given = None
+        if given is not None:
+            settings.claims.add(name)
+        settings.options[name] = held.get(name, default) if given is None else given
+    options = settings.options
+    if options["seed"] is None:
+        options["seed"] = 1 if options["temperature"] == 0 else time.time_ns() % MASK + 1
+    if args.tokens is None and (options["prompt"] or args.input_prompt is not None or not held):
+        options["tokens"] = None  # they follow from the prompt
+    return settings
+
+
+class Run:
+    """A run as its settings say: the model, the tokenizer, the sampler, the encoded prompt, the number of steps."""
+
+    def __init__(self, settings: Settings, path: str, tokenizer: str, workers: int):
+        """path and tokenizer: the files. Raises ValueError or OSError for files or settings that cannot be used."""
+        self.like, self.options, self.claims = settings.like, settings.options, settings.claims
+        options = self.options
+        self.sampler = llama2.Sampler(options["temperature"], options["p_value"], options["seed"], options["rng"],
+                                      options["arithmetic"])
+        self.path, self.prompt, self.level = path, options["prompt"], options["level"]
+        self.transformer = llama2.Transformer(path, options["arithmetic"], workers)
+        try:
+            config = self.transformer.config
+            self.steps = options["steps"] = min(options["steps"] or config.seq_len, config.seq_len)
+            self.tokenizer = llama2.Tokenizer(tokenizer, config.vocab_size)
+            self.tokens = self._encoded()
+        except BaseException:
+            self.transformer.close()
+            raise
+
+    def _encoded(self) -> list[int]:
+        """The tokens with which the text begins."""
+        context, vocab = self.transformer.config.seq_len, self.tokenizer.vocab
+        if len(self.prompt) > context * max(map(len, vocab)):  # before much time goes into it
+            raise ValueError(f"the prompt has {len(self.prompt)} characters, too many for {self.path}'s context of "
+                             f"{context}")
+        tokens = self.options["tokens"]
+        if tokens is None:
+            tokens = self.tokenizer.encode(self.prompt)
+            del self.options["tokens"]
+        console.need(f"token of {self.path}", max(tokens), max(tokens) < len(vocab),
+                     f"in the vocabulary of {len(vocab)}")
+        return tokens
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.transformer.close()
+
+    def header(self) -> dict:
+        """What a trace of this run says first."""
+        if self.like == "llama2-rs":
+            return {"model_path": self.path, "prompt": self.prompt, "steps": self.steps}
+        checkpoint, config, s = self.transformer.checkpoint, vars(self.transformer.config), self.sampler
+        return {"model": checkpoint.sha256(), "weights": weights_root(config, checkpoint.tree_rows()),
+                "config": config, "tokenizer": self.tokenizer.sha256, "arithmetic": s.arithmetic.name, "rng": s.rng,
+                "temperature": s.temperature, "p_value": s.p_value, "seed": s.seed, "steps": self.steps,
+                "level": self.level, "prompt": self.prompt, "tokens": self.tokens}
+
+    def generate(self, observers: Sequence[Callable] = (), logits: bool = True, draft: Sequence[int] = ()
+                 ) -> Iterator[llama2.Step]:
+        """The steps of the run. observers see their operations; draft are the tokens after the prompt, if known."""
+        def observe(*operation: Any) -> None:
+            for observer in observers:
+                observer(*operation)
+
+        known = [*self.tokens, *draft][:self.steps]
+        model = llama2.Drafted(self.transformer, known, 0 if logits else len(self.tokens) - 1)
+        return llama2.generate(model, self.tokenizer, self.sampler, self.tokens, self.steps,
+                               observe if observers else None, logits)
+
+
+def open_run(args: argparse.Namespace, log: Trace | None = None) -> Run:
+    """The run that the options ask for, or that a trace is of."""
+    settings = merge(args, log)
+    return Run(settings, *find_files(args), args.workers)
+
+
+def find_files(args: argparse.Namespace) -> tuple[str, str]:
+    """The paths of checkpoint and tokenizer."""
+    checkpoint = embedded("model.bin") if args.checkpoint is None else args.checkpoint
+    if not os.path.exists(checkpoint):
+        is_path = os.path.splitext(checkpoint)[1] or os.sep in checkpoint
+        hint = "" if is_path else " (how a text begins is given with -i)"
+        raise ValueError(f"{checkpoint}: No such file or directory{hint}")
+    if args.tokenizer is not None:
+        return checkpoint, args.tokenizer
+    if args.checkpoint is None:
+        return checkpoint, embedded("tokenizer.bin")
+    beside = os.path.join(os.path.dirname(checkpoint), "tokenizer.bin")
+    return checkpoint, beside if os.path.exists(beside) else "tokenizer.bin"
+
+
+@functools.cache
+def embedded(name: str) -> str:
+    """The path of a file of the embedded model. If it stands in an archive, it is unpacked as long as the program runs:
+    a checkpoint is mapped, and workers open it as well."""
+    unpacked = contextlib.ExitStack()
+    atexit.register(unpacked.close)
+    return str(unpacked.enter_context(resources.as_file(resources.files("llama2_py") / "stories" / name)))
+
+
+# ----------------------------------------------------------------------------
+# What can be done with a run
+
+
+def compare(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
+    """Compare another program's numbers with this one's -> the exit code."""
+    from llama2_py.doctor import numbers, report
+    llama2.check_length(run.tokens, run.transformer)
+    file = numbers.Numbers(args.compare, run.transformer.config)
+    if args.steps is not None and file.steps > run.steps:
+        raise ValueError(f"{args.compare}: has {file.steps} steps, this run {run.steps}")
+    with contextlib.ExitStack() as models:  # the verdict is about exact arithmetic, whatever --like says
+        exact = models.enter_context(llama2.Transformer(run.path)) if run.like else run.transformer
+        like = run.transformer if run.like else None
+        consistent = report.compare(exact, run.tokenizer, run.tokens, file, out, like)
+    run.transformer.checkpoint.check_unchanged()
+    return 0 if consistent else 1
+
+
+def sinks_of(run: Run, args: argparse.Namespace, out: BinaryIO) -> tuple[list, list[Callable]]:
+    """What takes the steps of a run, the printed text first; and the observers of its operations."""
+    sinks: list = [console.Text(out, run.like)]
+    observers = []
+    if args.logits is not None or args.dump is not None:
+        from llama2_py.doctor import numbers
+        if args.logits is not None:
+            sinks.append(numbers.LogitsFile(args.logits, run.transformer.config.vocab_size))
+        if args.dump is not None:
+            sinks.append(numbers.DumpFile(args.dump))
+            observers.append(sinks[-1].operation)
+    if args.page is not None:
+        from llama2_py.log import page
+        sinks.append(page.Page(args.page, run.transformer, run.tokenizer, run.sampler, run.header()))
+        observers.append(sinks[-1].operation)
+    return sinks, observers
+
+
+def tell(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
+    """Generate a text, and pass each step to all that is asked for: the printed text, the files of logits and of
+    operations, the trace -> the exit code."""
+    llama2.check_length(run.tokens, run.transformer)  # generate would check it only after the files have been opened
+    outputs = {f"--{name}": getattr(args, name) for name in WRITTEN}
+    console.check_outputs(outputs, [run.path, run.tokenizer.path])
+    sinks, observers = sinks_of(run, args, out)
+    log = None
+    with contextlib.ExitStack() as files:
+        if args.trace is not None:
+            log = files.enter_context(contextlib.closing(formats.writer(args.trace, run.header(), run.like)))
+            sinks.append(log)
+            observers += [log.operation] if log.level != "step" else []
+        if not args.seed and run.sampler.temperature > 0:
+            console.say(f"seed: {run.sampler.seed}")
+        if run.steps < len(run.tokens):
+            console.say(f"warning: the prompt has {len(run.tokens)} tokens, so that {run.steps} steps (-n) generate "
+                        "nothing")
+        begin = time.perf_counter()
+        for step in run.generate(observers, logits=len(sinks) > 1):
+            for sink in sinks:
+                sink.step(step)
+        run.transformer.checkpoint.check_unchanged()
+        for sink in sinks:
+            sink.finish()
+        if log:
+            console.say(f"root: {log.head()}")
+    rate = (step.pos + 1) / (time.perf_counter() - begin)  # of all positions; run.c leaves out the first
+    console.say(f"achieved tok/s: {rate:.1f}")
+    return 0
+
+
+MAX_INPUT = 2**20  # bytes of a line in chat, or of a prompt on standard input
+
+
+def read_input(line: bool) -> str | None:
+    """A line of standard input, or all of it; None at its end. Raises ValueError if it is longer than any context."""
+    file = sys.stdin.buffer if sys.stdin else io.BytesIO()
+    data = file.readline(MAX_INPUT + 1) if line else file.read(MAX_INPUT + 1)
+    if len(data) > MAX_INPUT:
+        raise ValueError(f"standard input: more than {MAX_INPUT} bytes")
+    return data.decode("utf-8", "surrogateescape").rstrip("\r\n") if data else None
+
+
+def converse(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
+    """Chat on the terminal, or with whoever writes to standard input -> the exit code."""
+    if not args.seed and run.sampler.temperature > 0:
+        console.say(f"seed: {run.sampler.seed}")
+    write = console.printer(out, run.like)
+
+    def read(question: str) -> str:
+        out.write(question.encode())
+        out.flush()
+        line = read_input(line=True)
+        if line is None:
+            raise EOFError
+        return line
+
+    try:
+        if not llama2.chat(run.transformer, run.tokenizer, run.sampler, run.steps, read, write, args.input_prompt,
+                           args.system_prompt):
+            console.say("warning: the model ended no turn by itself: is it one that was trained to chat?")
+    except EOFError:
+        write(b"\n")
+    run.transformer.checkpoint.check_unchanged()
+    return 0
+
+
+def dispatch(args: argparse.Namespace, out: BinaryIO) -> int:
+    """Do what the options ask for -> the exit code."""
+    if args.explain_text is not None:
+        show.show(formats.read(args.explain_text), sys.stdout)
+        return 0
+    if args.input_prompt == "-":
+        args.input_prompt = read_input(line=False) or ""
+    if args.verify is not None:
+        log, verdict = verify_by(args)
+        verification.show_verdict(verdict, log, args.verify_iteration, sys.stdout)
+        return 0
+    with open_run(args) as run:
+        if run.tokenizer.more:
+            console.say(f"warning: {run.tokenizer.path} has more tokens than the {len(run.tokenizer.vocab)} of the "
+                        "model: is it the model's own?")
+        do = converse if args.mode == "chat" else tell if args.compare is None else compare
+        return do(run, args, out)
+
+
+def verify_by(args: argparse.Namespace) -> tuple[Trace, verification.Verdict]:
+    """Verify the trace that the options name -> it, and the verdict."""
+    log = formats.read(args.verify)
+    text = None if args.text is None else console.read_file(args.text).decode(errors="surrogateescape")
+    if args.root:
+        log.check_head(args.root)  # before anything is computed
+    if args.verify_iteration is not None:
+        log.step(args.verify_iteration)
+    with open_run(args, log) as run:
+        return log, verification.verify(run, log, args.verify_iteration, args.root, text)
+
+
+def verify(trace: str, checkpoint: str | None, tokenizer: str | None, root: str | None) -> verification.Verdict:
+    """llama2.verify"""
+    options = {"--verify": trace, "--tokenizer": tokenizer, "--root": root}
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    return verify_by(parse(given + ([] if checkpoint is None else ["--", checkpoint])))[1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line -> the exit code: console.exit_code's, and 1 for numbers that are not consistent."""
+    return console.exit_code(PROGRAM, lambda: dispatch(parse(argv), sys.stdout.buffer))

@@ -1,0 +1,1 @@
+"""Another program's numbers: is a difference rounding, or a mistake, and which?"""

@@ -1,0 +1,436 @@
+"""The operations of a Llama one by one, and how far float32 may stray in each.
+
+    right = Operations(shard, tokens, get)              # get(op, layer, pos): the results of another program
+    y = right.result("q", 2, 7)                         # q of layer 2 at position 7, from that program's own inputs
+    sigma, bound = right.errors("q", 2, 7, y)           # what a float32 program may differ from it
+
+Each operation is a method that asks for its inputs: from another program's numbers, so that it inherits nothing of what
+went wrong before, or from its own earlier results, which makes it a model (class Model). mistakes.py replaces one or
+two of these methods to make a known mistake.
+
+Results are those of real numbers, computed in binary64; their bits are defined by llama2.py, not here.
+
+    u        2^-24: a float32 operation errs by at most u times its result
+    n        the length of a sum
+    sigma    for each element of a result: the error that float32 programs make, as a standard deviation
+    bound    for each element: the error that none exceeds, in any order of summation, with or without FMA
+"""
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from math import exp, fsum, hypot, sqrt
+from operator import add, mul, sub
+
+from llama2_py.engine.graph import NORMS, PRODUCTS, sequence
+from llama2_py.engine.rows import split
+
+U = 2.0**-24
+SMALLEST = 2.0**-126  # of the normal float32: some programs flush what is smaller to zero
+
+# How far a result may be from its definition: beyond the bound it is impossible, beyond these it is unlikely. (Right
+# programs were seen to stay below 2.3 sigma in the root mean square, and 7.5 sigma in one element.)
+UNLIKELY, UNLIKELY_ONE = 4.0, 16.0
+
+
+@dataclass
+class Judgement:
+    """How far another program's result of one operation is from its definition."""
+    sigmas: float      # root mean square of the differences, each in its sigma
+    worst: float       # the largest of them
+    at: int            # its element
+    bounds: float      # the largest difference in its bound
+
+    @property
+    def impossible(self) -> bool:
+        """Beyond what any order of summation gives?"""
+        return self.bounds > 1
+
+    @property
+    def wrong(self) -> bool:
+        """Impossible or unlikely?"""
+        return self.impossible or self.sigmas > UNLIKELY or self.worst > UNLIKELY_ONE
+
+
+def judge(theirs: Sequence[float], y: Sequence[float], errors: tuple[list[float], list[float]]) -> Judgement:
+    """Another program's result (n), what it should be (n), its sigmas and bounds (n each) -> the judgement."""
+    off = list(map(abs, map(sub, theirs, y)))
+    sigmas, bounds = ([d / (e + SMALLEST) for d, e in zip(off, error, strict=True)] for error in errors)
+    worst = max(sigmas)
+    return Judgement(rms(sigmas), worst, sigmas.index(worst), max(bounds))
+
+
+def rms(x: Sequence[float]) -> float:
+    """The root of the mean square."""
+    return hypot(*x) / sqrt(len(x))
+
+
+def dot(a: Sequence[float], b: Sequence[float]) -> float:
+    """a, b (n) -> their dot product."""
+    return fsum(map(mul, a, b))
+
+
+def softmax(x: Sequence[float]) -> list[float]:
+    """x (n) -> (n)"""
+    highest = max(x)
+    e = [exp(v - highest) for v in x]
+    total = fsum(e)
+    return [v / total for v in e]
+
+
+def sigmoid(a: float) -> float:
+    """1 / (1 + exp(-a))"""
+    return 1 / (1 + exp(min(-a, 700.0)))
+
+
+class Operations:
+    """Each operation of a model, from its inputs.
+
+    get(op, layer, pos) gives the result of another operation, or None if there is none; then this one has none either.
+    """
+
+    epsilon = 1e-5
+    theta = 10000.0
+
+    def __init__(self, shard, tokens: Sequence[int], get: Callable):
+        self.shard, self.config, self.tokens, self.given = shard, shard.config, tokens, get
+        self.hs, self.group = shard.config.head_size, shard.group
+        self.products = {}  # of the current position, before RoPE: (op, layer) -> values
+        self.dots = {}      # of the current position: (layer, head) -> position, and its query times each visible key
+        self.kept = {}      # of the current position: ("k" or "v", layer, head) -> position, and history's result
+        self.squares = {}   # (layer, position, key head) -> a key times itself
+        self.rows = {}      # (matrix, layer) -> the squares of its rows, and their lengths
+
+    def get(self, op, l, pos):
+        """Another operation's result. Raises KeyError if there is none."""
+        values = self.given(op, l, pos)
+        if values is None:
+            raise KeyError(op, l, pos)
+        return values
+
+    def result(self, op: str, l: int | None, pos: int) -> list[float] | None:
+        """The result of an operation, (n); None if an input is not to be had."""
+        try:
+            if op in NORMS:
+                return self.norm(op, l, self.norm_input(op, l, pos))
+            return getattr(self, op)(l, pos)
+        except KeyError:
+            return None
+
+    # -- what enters a layer, and its norms
+
+    def token(self, pos):
+        """The token at a position; None if it is not known."""
+        return self.tokens[pos]
+
+    def embedding(self, l, pos):
+        """(dim)"""
+        token = self.token(pos)
+        if token is None:
+            raise KeyError("token", pos)
+        return self.shard.embedding(token)
+
+    def x(self, l, pos):
+        """What enters layer l, (dim)."""
+        return self.get("ffn_residual", l - 1, pos) if l else self.get("embedding", None, pos)
+
+    def norm_input(self, op, l, pos):
+        """What a norm is of, (dim)."""
+        if op == "ffn_norm":
+            return self.get("attention_residual", l, pos)
+        return self.x(self.config.n_layers if op == "final_norm" else l, pos)
+
+    def norm(self, op, l, x):
+        """x (dim) -> (dim)"""
+        return list(map(mul, self.norm_weight(op, l), self.normalized(x)))
+
+    def normalized(self, x):
+        """x (dim) -> (dim): divided by its root mean square."""
+        s = self.inverse_root(dot(x, x) / len(x))
+        return [s * v for v in x]
+
+    def inverse_root(self, mean):
+        """What x is multiplied by, given the mean of x^2."""
+        return 1 / sqrt(mean + self.epsilon)
+
+    def norm_weight(self, op, l):
+        """(dim)"""
+        return self.shard.rms_final if op == "final_norm" else getattr(self.shard.layers[l], NORMS[op])
+
+    # -- products with a matrix
+
+    def matrix(self, name, l):
+        """A matrix of the model, as workers.Rows."""
+        return self.shard.classifier if name == "classifier" else getattr(self.shard.layers[l], name)
+
+    def product(self, op, l, pos):
+        """The product that an operation begins with, (rows)."""
+        name, operand = PRODUCTS[op]
+        self.products[op, l] = result = self.matrix(name, l).times([self.get(operand, l, pos)])[0]
+        return result
+
+    def v(self, l, pos):
+        """(kv_dim)"""
+        return self.product("v", l, pos)
+
+    def gate(self, l, pos):
+        """(hidden_dim)"""
+        return self.product("gate", l, pos)
+
+    def up(self, l, pos):
+        """(hidden_dim)"""
+        return self.product("up", l, pos)
+
+    def attention_out(self, l, pos):
+        """(dim)"""
+        return self.product("attention_out", l, pos)
+
+    def ffn_out(self, l, pos):
+        """(dim)"""
+        return self.product("ffn_out", l, pos)
+
+    def logits(self, l, pos):
+        """(vocab)"""
+        return self.product("logits", l, pos)
+
+    # -- RoPE
+
+    def q(self, l, pos):
+        """(dim)"""
+        return self.rotated("q", self.product("q", l, pos), pos)
+
+    def k(self, l, pos):
+        """(kv_dim)"""
+        return self.rotated("k", self.product("k", l, pos), pos)
+
+    def pairs(self, n):
+        """The indices of the pairs that turn, of a vector of n: [(first, second, number of the pair in its head)]"""
+        return [(i, i + 1, i % self.hs // 2) for i in range(0, n, 2)]
+
+    def frequency(self, i):
+        """By how much pair i turns from one position to the next."""
+        return self.theta ** (-2 * i / self.hs)
+
+    def position(self, pos):
+        """The position that RoPE turns by."""
+        return pos
+
+    def angle(self, i, pos):
+        """By how much pair i turns at a position, in radians."""
+        return self.position(pos) * self.frequency(i)
+
+    def turn(self, i, pos):
+        """The cosine and sine of that."""
+        angle = self.angle(i, pos)
+        return math.cos(angle), math.sin(angle)
+
+    def rotated(self, op, y, pos):
+        """y (heads * hs) -> (heads * hs)"""
+        turns = functools.cache(lambda i: self.turn(i, pos))
+        result = list(y)
+        for first, second, i in self.pairs(len(y)):
+            a, b = y[first], y[second]
+            c, s = turns(i)
+            result[first], result[second] = a * c - b * s, a * s + b * c
+        return result
+
+    # -- attention
+
+    def kv_head(self, h, op):
+        """The key head (op: k) or value head (v) of query head h."""
+        return h // self.group
+
+    def visible(self, pos):
+        """The positions that a position attends to."""
+        return range(pos + 1)
+
+    def cached(self, op, l, t, kv, pos):
+        """The key or value (op: k or v) of position t in the cache, of one head, at the time of a position."""
+        return self.get(op, l, t)[kv * self.hs:(kv + 1) * self.hs]
+
+    def history(self, op, l, kv, pos):
+        """The keys of a head, (pos + 1, hs), or its values in columns, (hs, pos + 1), at the time of a position."""
+        at, found = self.kept.get((op, l, kv), (None, None))
+        if at != pos:
+            found = [self.cached(op, l, t, kv, pos) for t in range(pos + 1)]
+            found = list(zip(*found, strict=True)) if op == "v" else found
+            self.kept[op, l, kv] = pos, found
+        return found
+
+    def scale(self):
+        """What scores are multiplied by."""
+        return 1 / sqrt(self.hs)
+
+    def scores(self, l, pos, h):
+        """The scores of a head, (visible positions)."""
+        q, kv, scale = self.get("q", l, pos)[h * self.hs:(h + 1) * self.hs], self.kv_head(h, "k"), self.scale()
+        keys = self.history("k", l, kv, pos)
+        dots = [dot(q, keys[t]) for t in self.visible(pos)]
+        self.dots[l, h] = pos, dots
+        return [scale * product for product in dots]
+
+    def key_square(self, l, t, kv, pos):
+        """A key times itself."""
+        if (l, t, kv) not in self.squares or type(self).cached is not Operations.cached:  # which may depend on pos
+            key = self.history("k", l, kv, pos)[t]
+            self.squares[l, t, kv] = dot(key, key)
+        return self.squares[l, t, kv]
+
+    def probabilities(self, scores):
+        """(n) -> (n)"""
+        return softmax(scores)
+
+    def weights(self, l, pos):
+        """(n_heads * (pos + 1))"""
+        result = []
+        for h in range(self.config.n_heads):
+            p = [0.0] * (pos + 1)
+            visible = self.visible(pos)
+            if len(visible):
+                p[visible.start:visible.stop] = self.probabilities(self.scores(l, pos, h))
+            result += p
+        return result
+
+    def attention(self, l, pos):
+        """(dim)"""
+        result = []
+        for h, p in enumerate(split(self.get("weights", l, pos), pos + 1)):
+            result += [dot(p, column) for column in self.history("v", l, self.kv_head(h, "v"), pos)]
+        return result
+
+    # -- feed-forward network and residual connections
+
+    def activation(self, a):
+        """SiLU of one number."""
+        return a * sigmoid(a)
+
+    def swiglu(self, l, pos):
+        """(hidden_dim)"""
+        return list(map(mul, map(self.activation, self.get("gate", l, pos)), self.get("up", l, pos)))
+
+    def attention_residual(self, l, pos):
+        """(dim)"""
+        return list(map(add, self.x(l, pos), self.get("attention_out", l, pos)))
+
+    def ffn_residual(self, l, pos):
+        """(dim)"""
+        return list(map(add, self.get("attention_residual", l, pos), self.get("ffn_out", l, pos)))
+
+    # -- errors
+
+    def errors(self, op: str, l: int | None, pos: int, y: Sequence[float]) -> tuple[list[float], list[float]]:
+        """The sigma and the bound of each element of a result y (n) of float32 arithmetic on these inputs.
+
+        A dot product w.x errs by sigma = u sqrt(0.09 |w|^2 |x|^2 + 0.06 n y^2): the roundings of a sum in any order of
+        which anybody has thought, measured. No order errs by more than (n + 1) u |w| |x| / (1 - (n + 1) u).
+        """
+        if op == "embedding":
+            return [0.0] * len(y), [0.0] * len(y)
+        if op in NORMS:
+            n = len(y)
+            return [(0.12 * sqrt(n) + 1) * U * abs(v) for v in y], [(n / 2 + 12) * U * abs(v) for v in y]
+        if op in ("attention_residual", "ffn_residual"):
+            a, b = self.parts(op, l, pos)
+            return ([0.41 * U * hypot(v, p, q) for v, p, q in zip(y, a, b, strict=True)],
+                    [U * (abs(v) + abs(p) + abs(q)) for v, p, q in zip(y, a, b, strict=True)])
+        if op == "swiglu":
+            gate = list(map(abs, self.get("gate", l, pos)))
+            return ([U * (1 + 0.4 * g) * abs(v) for g, v in zip(gate, y, strict=True)],
+                    [U * (19 + g) * abs(v) for g, v in zip(gate, y, strict=True)])
+        if op == "weights":
+            return self._softmax_errors(l, pos, y)
+        if op == "attention":
+            return self._attention_errors(l, pos, y)
+        before = self.products.get((op, l), y)
+        name, operand = PRODUCTS[op]
+        x = self.get(operand, l, pos)
+        if (name, l) not in self.rows:
+            squares = list(chain.from_iterable(block.squares for block in self.matrix(name, l).blocks))
+            self.rows[name, l] = squares, list(map(sqrt, squares))
+        sigma, bound = dot_errors(*self.rows[name, l], dot(x, x), len(x), before)
+        return self._rope_errors(op, pos, before, sigma, bound) if op in ("q", "k") else (sigma, bound)
+
+    def parts(self, op, l, pos):
+        """What a residual connection adds up, (dim) each."""
+        if op == "attention_residual":
+            return self.x(l, pos), self.get("attention_out", l, pos)
+        return self.get("attention_residual", l, pos), self.get("ffn_out", l, pos)
+
+    def _rope_errors(self, op, pos, y, sigma, bound):
+        """Those of the pair (a, b) turned: both products err, so do the angle, its cosine and sine, and the sum."""
+        sigma, bound = list(sigma), list(bound)
+        turns = functools.cache(lambda i: (*map(abs, self.turn(i, pos)), abs(self.angle(i, pos))))
+        for first, second, i in self.pairs(len(y)):
+            c, s, angle = turns(i)
+            a, b = abs(y[first]), abs(y[second])
+            sa, sb, ba, bb = sigma[first], sigma[second], bound[first], bound[second]
+            for at, f, g in (first, c, s), (second, s, c):  # what a and b are multiplied by
+                near, far = f * a + g * b, g * a + f * b
+                sigma[at] = hypot(f * sa, g * sb, 0.5 * U * near, 0.8 * U * angle * far)
+                bound[at] = f * ba + g * bb + U * (5 * near + 15 * angle * far + 2 * (a + b))
+        return sigma, bound
+
+    def _softmax_errors(self, l, pos, y):
+        """An error d of the scores' differences makes p err by p (d + sum p d + (n + 2) u)."""
+        sigma, bound = [], []
+        for h, p in enumerate(split(y, pos + 1)):
+            q, scale, visible = self.get("q", l, pos)[h * self.hs:(h + 1) * self.hs], self.scale(), self.visible(pos)
+            kv = self.kv_head(h, "k")
+            at, dots = self.dots.get((l, h), (None, ()))
+            if at != pos or len(dots) <= pos:
+                dots = [dot(q, key) for key in self.history("k", l, kv, pos)]
+            squares = [self.key_square(l, t, kv, pos) for t in range(pos + 1)]
+            ds, db = dot_errors(squares, map(sqrt, squares), dot(q, q), self.hs, dots)
+            highest = max([scale * dots[t] for t in visible], default=0.0)
+            n, scores = pos + 1, [scale * product for product in dots]
+            ds = [hypot(scale * d, 0.6 * U * s, 0.4 * U * (s - highest)) for d, s in zip(ds, scores, strict=True)]
+            db = [scale * d + U * (3 * abs(s) + abs(s - highest)) for d, s in zip(db, scores, strict=True)]
+            common, total = hypot(*map(mul, p, ds)), fsum(map(mul, p, db))
+            sigma += [v * hypot(d, common, (0.24 * sqrt(n) + 0.8) * U) for v, d in zip(p, ds, strict=True)]
+            bound += [v * (d + total + (n + 2) * U) for v, d in zip(p, db, strict=True)]
+        return sigma, bound
+
+    def _attention_errors(self, l, pos, y):
+        sigma, bound = [], []
+        for h, p in enumerate(split(self.get("weights", l, pos), pos + 1)):
+            squares = [dot(column, column) for column in self.history("v", l, self.kv_head(h, "v"), pos)]
+            ds, db = dot_errors(squares, map(sqrt, squares), dot(p, p), pos + 1, y[h * self.hs:(h + 1) * self.hs])
+            sigma += ds
+            bound += db
+        return sigma, bound
+
+
+def dot_errors(squares, lengths, square, n, y):
+    """The sigma and the bound of dot products y (m) of rows, whose squares and lengths (m each) are given, and a
+    vector; n: its length, square: its own. One u more is for a result that was kept in more digits and rounded when it
+    was written."""
+    by_length, by_result = 0.09 * square * U * U, (0.06 * n + 0.1) * U * U
+    bound = (n + 2) * U / (1 - (n + 2) * U) * sqrt(square)
+    return ([sqrt(by_length * s + by_result * v * v) for s, v in zip(squares, y, strict=True)],
+            [bound * length + U * abs(v) for length, v in zip(lengths, y, strict=True)])
+
+
+class Model:
+    """A model of such operations, each from the results of those before: Model(Operations, shard, tokens)."""
+
+    def __init__(self, kind: type, shard, tokens: Sequence[int], moved: Callable | None = None):
+        """kind: Operations, or a class derived from it. moved(values, sigma) -> values: what is to become of each
+        result, given the error that float32 makes; None: nothing."""
+        self.results = {}  # (op, layer, pos) -> values
+        self.operations = kind(shard, tokens, lambda *place: self.results.get(place))
+        self.sequence, self.moved = sequence(shard.config.n_layers), moved
+
+    def logits(self, pos: int) -> Sequence[float]:
+        """The logits of a position, (vocab); positions come in order. Raises KeyError if its token is not known."""
+        for op, l in self.sequence:
+            y = self.operations.result(op, l, pos)
+            if y is None:
+                raise KeyError(op, l, pos)
+            if self.moved:
+                y = self.moved(y, self.operations.errors(op, l, pos, y)[0])
+            self.results[op, l, pos] = y
+        for place in list(self.results):
+            if place[0] not in ("k", "v"):
+                del self.results[place]
+        return y

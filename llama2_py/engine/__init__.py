@@ -1,0 +1,1 @@
+"""What computes: rounding and sums, the file of weights, rows in memory or in the map, processes."""

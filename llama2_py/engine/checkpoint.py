@@ -1,0 +1,201 @@
+"""A checkpoint file: the formats of llama2.c's export.py, versions 0, which run.c reads, and 1 (run.c: Config,
+TransformerWeights, memory_map_weights, read_checkpoint).
+
+    with contextlib.closing(Checkpoint("stories/model.bin")) as checkpoint:
+        print(checkpoint.config)
+        rows = checkpoint.rows("wq", 2)    # (dim, dim) of layer 2
+
+Version 0 is seven integers and then one tensor after the other; a negative vocab_size says that the classifier is not
+the embedding. Version 1 has a header of 256 bytes and the norms first. All numbers are little endian.
+"""
+import contextlib
+import hashlib
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
+from struct import iter_unpack, unpack_from
+
+from llama2_py.engine.arithmetic import BYTE_ORDER
+
+
+@dataclass
+class Config:
+    """The shape of a model."""
+    dim: int         # of the activations
+    hidden_dim: int  # of the feed-forward layers
+    n_layers: int
+    n_heads: int     # of queries
+    n_kv_heads: int  # of keys and values: as many (multi-head), fewer (grouped), one (multi-query)
+    vocab_size: int
+    seq_len: int     # the longest sequence: the context
+    shared_classifier: bool = True  # is it the embedding?
+
+    @property
+    def head_size(self) -> int:
+        """hs: the dimensions of a head."""
+        return self.dim // self.n_heads
+
+    @property
+    def kv_dim(self) -> int:
+        """The length of all keys of a position, and of all values."""
+        return self.n_kv_heads * self.head_size
+
+
+def shapes(c: Config) -> dict[str, tuple[int, int, int]]:
+    """The tensors of a model, name -> (layers, rows, columns), in the order of a file of version 0; that of the tree
+    over the weights is the same, layer by layer. A norm is one row; a shared classifier is not there."""
+    one, every = 1, c.n_layers
+    tensors = {
+        "embedding": (one, c.vocab_size, c.dim),
+        "rms_att": (every, 1, c.dim),
+        "wq": (every, c.n_heads * c.head_size, c.dim),
+        "wk": (every, c.kv_dim, c.dim),
+        "wv": (every, c.kv_dim, c.dim),
+        "wo": (every, c.dim, c.n_heads * c.head_size),
+        "rms_ffn": (every, 1, c.dim),
+        "w1": (every, c.hidden_dim, c.dim),
+        "w2": (every, c.dim, c.hidden_dim),
+        "w3": (every, c.hidden_dim, c.dim),
+        "rms_final": (one, 1, c.dim),
+        "classifier": (one, c.vocab_size, c.dim),
+    }
+    if c.shared_classifier:
+        del tensors["classifier"]
+    return tensors
+
+
+LAYER = ("rms_att", "wq", "wk", "wv", "wo", "rms_ffn", "w1", "w2", "w3")  # the tensors that every layer has
+MATRICES = tuple(name for name in LAYER if name.startswith("w"))
+
+
+def in_tree_order(c: Config) -> Iterator[tuple[str, int]]:
+    """All tensors in the order of the tree over the weights, as (name, layer)."""
+    yield "embedding", 0
+    for l in range(c.n_layers):
+        for name in LAYER:
+            yield name, l
+    yield "rms_final", 0
+    if not c.shared_classifier:
+        yield "classifier", 0
+
+
+NORMS_FIRST = ("rms_att", "rms_ffn", "rms_final")  # in version 1, before all others
+
+
+class Checkpoint:
+    """A checkpoint file, mapped into memory: its config, and its weights when asked for.
+
+    Raises ValueError, naming the file, the field and the values, if the file is not a whole checkpoint.
+    """
+
+    MAGIC = 0x616B3432  # "ak42": version 1 or later; version 0 has no magic
+
+    def __init__(self, path: str):
+        self.path = path
+        self.file = open(path, "rb")
+        try:
+            self.identity = self._identity()
+            self.size = os.fstat(self.file.fileno()).st_size
+            if self.size < 28:
+                raise ValueError(f"{path}: {self.size} bytes are too few for a checkpoint's header of 28")
+            self.data = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._read_header()
+        except BaseException:
+            self.close()
+            raise
+
+    def _identity(self):
+        stat = os.fstat(self.file.fileno())
+        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns
+
+    def check_unchanged(self, identity: tuple | None = None) -> None:
+        """Raise ValueError if the file is no longer as it was when it was opened, here or in another process."""
+        if self._identity() != (identity or self.identity):
+            raise ValueError(f"{self.path}: the file was changed or replaced while it was being read")
+
+    def _read_header(self):
+        def need(condition, field, value, wanted):
+            if not condition:
+                raise ValueError(f"{self.path}: {field} is {value}, must be {wanted}")
+
+        magic, version = unpack_from("<Ii", self.data)
+        if magic == self.MAGIC:
+            need(version == 1, "version", version, "0 or 1: int8 checkpoints are not supported")
+            need(self.size >= 256, "size", f"{self.size} bytes", "at least the header's 256")
+            *fields, shared = unpack_from("<7iB", self.data, 8)
+            need(shared in (0, 1), "shared_classifier", shared, "0 or 1")
+        else:
+            fields = list(unpack_from("<7i", self.data))
+            shared, fields[5] = fields[5] > 0, abs(fields[5])
+        self.config = c = Config(*fields, bool(shared))
+        for field, value in list(vars(c).items())[:7]:
+            need(0 < value < 2**24, field, value, "1 to 16777215 (is this a checkpoint of llama2.c?)")
+        need(c.dim % c.n_heads == 0, "dim", c.dim, f"a multiple of n_heads, {c.n_heads}")
+        need(c.n_heads % c.n_kv_heads == 0, "n_heads", c.n_heads, f"a multiple of n_kv_heads, {c.n_kv_heads}")
+        need(c.head_size % 2 == 0, "dim / n_heads", c.head_size, "even")
+
+        self.tensors = {}  # name -> where it begins in the file, rows and columns of each layer
+        offset = 28
+        tensors = shapes(c)
+        if magic == self.MAGIC:
+            tensors = {**{name: tensors[name] for name in NORMS_FIRST}, **tensors}
+            offset = 256
+        for name, (layers, rows, columns) in tensors.items():
+            if name == "classifier" and magic != self.MAGIC:
+                offset += self._rope_tables()
+            self.tensors[name] = offset, rows, columns
+            offset += 4 * layers * rows * columns
+        if shared and magic != self.MAGIC:
+            offset += self._rope_tables()
+        need(self.size == offset, "size", f"{self.size} bytes", f"{offset} for " + ", ".join(
+            f"{field} {value}" for field, value in vars(c).items()))
+        self.tensors.setdefault("classifier", self.tensors["embedding"])
+
+    def _rope_tables(self) -> int:
+        """The bytes of a table of cosines and one of sines that version 0 has before the classifier, unused."""
+        return 4 * 2 * self.config.seq_len * (self.config.head_size // 2)
+
+    def rows(self, name: str, layer: int = 0, first: int = 0, last: int | None = None, check: bool = True
+             ) -> list[tuple[float, ...]]:
+        """Rows first .. last - 1 of a layer's matrix. Raises ValueError if a weight is not finite."""
+        self.check_unchanged()  # a map that was cut would end the process
+        offset, rows, columns = self.tensors[name]
+        start = offset + 4 * columns * (layer * rows + first)
+        stop = offset + 4 * columns * (layer * rows + (rows if last is None else last))
+        with memoryview(self.data)[start:stop] as window:
+            result = list(iter_unpack(f"{BYTE_ORDER}{columns}f", window))
+        if check and not all(map(isfinite, map(sum, result))):  # finite binary32 numbers never overflow a binary64 sum
+            raise ValueError(f"{self.path}: {name} of layer {layer} holds a weight that is not finite")
+        return result
+
+    def release(self) -> None:
+        """Let the system drop the pages that were read; it reads them from the file again when they are needed."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.data.madvise(mmap.MADV_DONTNEED)
+
+    def tree_rows(self) -> Iterator[bytes]:
+        """The rows of all tensors as little-endian float32, in the order of the tree whose root a trace calls
+        weights."""
+        for name, l in in_tree_order(self.config):
+            offset, rows, columns = self.tensors[name]
+            start, width = offset + 4 * columns * rows * l, 4 * columns
+            for begin in range(start, start + rows * width, width):
+                yield self.data[begin:begin + width]
+                if begin % 2**24 < width:  # every 16 MB
+                    self.release()
+
+    def sha256(self) -> str:
+        """The file's hash, in hexadecimal."""
+        digest = hashlib.sha256()
+        for start in range(0, self.size, 2**24):
+            digest.update(self.data[start:start + 2**24])
+            self.release()
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.file.close()
+        with contextlib.suppress(BufferError, AttributeError):  # interrupted within rows(): closed with its view
+            self.data.close()

@@ -1,0 +1,1 @@
+"""The log of a run: its lines, written, read, verified, proved and shown."""

@@ -1,0 +1,60 @@
+"""A trace for people: as a table, as a text, one step's path drawn. Strings from a file are quoted or escaped, so that
+nothing in a trace can pass for a line of ours on a terminal."""
+import io
+import json
+import re
+from typing import TextIO
+
+import merkle
+from llama2_py.console import printable, printer, quoted
+from llama2_py.log.reading import Trace
+
+FREE = ("prompt", "text", "model_path")  # fields that hold any text
+
+
+def show_fields(fields: dict, out: TextIO) -> None:
+    """Print names and values from a log, a line each; a string in quotes, in several lines if it is long."""
+    for name, value in fields.items():
+        free = isinstance(value, str) and name in FREE
+        shown = quoted(value, len(name) + 4) if free else printable(value, 1000)
+        out.write(f"  {name}: {shown}\n")
+
+
+def show(trace: Trace, out: TextIO) -> None:
+    """Print a trace as a table, its text escaped. It marks nothing as verified: only the root is computed again."""
+    show_fields(trace.header, out)
+    out.write("iteration   token  logits' SHA-256    text\n")
+    for index in trace.steps:
+        event = trace.event(index)
+        text = json.dumps(event["text"]).replace(" ", r"\u0020") if "  " in event["text"] else json.dumps(event["text"])
+        text = text if len(text) <= 40 else text[:36] + "\".."
+        out.write(f"{event['pos']:9}  {event['token']:6}  {event['logits'][:16]}..  {text}\n")
+    kind = "root" if trace.root else "incomplete, the run was cut short; root so far"
+    out.write(f"{kind}: {trace.head()}\n")
+
+
+def show_step(trace: Trace, pos: int, out: TextIO) -> None:
+    """Draw the path of one step from its line to the root, saying of each hash what it is the SHA-256 of."""
+    index, size = trace.step(pos), trace.size
+    line = trace.lines[index]
+    computed = merkle.leaf_hash(line)
+    out.write(f"line {index + 1} of the file:\n")
+    show_fields(trace.event(index), out)
+    out.write(f"leaf {index} of {size}\n{computed.hex()} = SHA256(00, that line)\n")
+    for left, sibling in zip(merkle.sides(index, size - 1), trace.tree.inclusion_proof(index), strict=True):
+        computed = merkle.node_hash(sibling, computed) if left else merkle.node_hash(computed, sibling)
+        mine = "right" if left else "left"
+        out.write(f"  | {mine:5} child, beside {sibling.hex()}\n{computed.hex()} = SHA256(01, left, right)\n")
+    out.write("  = the root\n")
+
+
+def text_of(trace: Trace, like: str | None = None, steps: int | None = None) -> str:
+    """The text of a trace's first steps, or of all, as the run prints it. like: the program whose habits it has."""
+    out = io.BytesIO()
+    write = printer(out, like)
+    for index in trace.steps[:steps]:
+        event = trace.event(index)
+        if event["next"] != 1 or trace.prints_bos:
+            piece = event["text"].encode(errors="replace")
+            write(re.sub(rb"\\x([89a-f][0-9a-f])", lambda byte: bytes.fromhex(byte[1].decode()), piece))
+    return out.getvalue().decode(errors="replace")

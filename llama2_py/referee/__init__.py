@@ -1,0 +1,1 @@
+"""A dispute between two logs of one run, settled without the model."""

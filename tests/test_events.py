@@ -1,0 +1,104 @@
+"""Tests of events.py: what a line may say, and where it stands."""
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama2_py.log import events
+from llama2_py.console import VerificationError
+
+CONFIG = {"dim": 4, "hidden_dim": 4, "n_layers": 2, "n_heads": 1, "n_kv_heads": 1, "vocab_size": 50, "seq_len": 8,
+          "shared_classifier": True}
+HEADER = {"format": "llama2.py trace 2", "model": "00" * 32, "weights": "00" * 32, "config": CONFIG,
+          "tokenizer": "00" * 32, "arithmetic": "exact", "rng": "xorshift64*", "temperature": 1.0, "p_value": 0.9,
+          "seed": 1, "steps": 3, "level": "step", "prompt": "", "tokens": [1, 5]}
+
+
+def places(level, n_layers, steps):
+    """Where the lines of a log stand, in order, written down one after the other."""
+    result = [None]
+    for pos in range(steps):
+        if level == "op":
+            result.append({"pos": pos, "op": "embedding"})
+        for l in range(n_layers):
+            for op in events.OPERATIONS:
+                if level == "op" or level == "layer" and op == "ffn_residual":
+                    result.append({"pos": pos, "layer": l, "op": op})
+        if level == "op":
+            result.append({"pos": pos, "op": "final_norm"})
+        result.append({"pos": pos})
+    return result
+
+
+@pytest.mark.parametrize("level", events.LEVELS)
+@pytest.mark.parametrize("n_layers", [1, 2, 5])
+def test_a_place_follows_from_the_header(level, n_layers):
+    layout = events.Layout({**HEADER, "level": level, "config": {**CONFIG, "n_layers": n_layers}})
+    expected = places(level, n_layers, 4)
+    assert [layout.place(index) for index in range(1, len(expected))] == expected[1:]
+    assert [layout.step(pos) for pos in range(4)] == [i for i, place in enumerate(expected)
+                                                      if place and "op" not in place]
+
+
+@given(st.sampled_from(events.LEVELS), st.integers(1, 200), st.integers(1, 200))
+@settings(max_examples=200)
+def test_an_event_stands_at_its_own_index_and_at_no_other(level, index, other):
+    layout = events.Layout({**HEADER, "level": level, "steps": 8, "tokens": [1] * 8})
+
+    def event(index):
+        place = layout.place(index)
+        return {**place, "sha256": "00" * 32} if "op" in place else {
+            **place, "token": 1, "next": 1, "text": "", "logits": "00" * 32}
+
+    if event(index)["pos"] < 8:
+        layout.check("line", index, event(index))
+    else:
+        with pytest.raises(VerificationError):
+            layout.check("line", index, event(index))
+    if index != other:
+        with pytest.raises(VerificationError):
+            layout.check("line", other, event(index))
+
+
+@pytest.mark.parametrize("level", events.LEVELS)
+def test_an_operation_in_a_steps_place_is_refused_and_the_other_way_round(level):
+    layout = events.Layout({**HEADER, "level": level})
+    step = {"pos": 1, "token": 5, "next": 7, "text": "", "logits": "00" * 32}
+    for op in {"pos": 1, "op": "final_norm"}, {"pos": 1, "layer": 1, "op": "ffn_residual"}:
+        with pytest.raises(VerificationError, match="line: expected a step, got|line: expected .a.step., got"):
+            layout.check("line", layout.step(1), {**op, "sha256": "00" * 32})
+    for index in range(layout.step(0) + 1, layout.step(1)):
+        with pytest.raises(VerificationError, match=": (op|layer): expected "):
+            layout.check("line", index, step)
+    layout.check("line", layout.step(1), step)
+
+
+@pytest.mark.parametrize("fields", [
+    {"p_value": 1.0000001}, {"seed": 0}, {"steps": 0}, {"steps": 9}, {"tokens": [1] * 9}, {"tokens": [50]},
+    {"tokens": []}, {"tokens": [True]}, {"config": {**CONFIG, "dim": 0}}, {"config": {**CONFIG, "dim": 2**24}},
+    {"config": {**CONFIG, "dim": 4.0}}, {"config": {**CONFIG, "shared_classifier": 1}},
+    {"config": {**CONFIG, "more": 1}},
+    {"config": dict(reversed(CONFIG.items()))}, {"config": []}, {"weights": "0" * 63}, {"temperature": 1},
+    {"temperature": float("inf")}, {"level": "all"}, {"format": "llama2.py trace 3"}])
+def test_headers_that_no_run_has_are_refused(fields):
+    assert events.read_header("x", events.encode(HEADER)) == HEADER
+    with pytest.raises(ValueError, match="^x: "):
+        events.read_header("x", events.encode({**HEADER, **fields}))
+
+
+def test_a_line_that_is_too_long_is_refused_unread(monkeypatch):
+    line = events.encode({**HEADER, "prompt": "a" * events.MAX_LINE})
+    monkeypatch.setattr(json, "loads", None)
+    with pytest.raises(ValueError, match="^x: more than the 4194304 bytes that a line may have"):
+        events.read_line("x", line)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"dim": 9, "n_heads": 4}, "dim of the config cannot be 9, with 4 heads"),
+    ({"dim": 6, "n_heads": 2}, "dim of the config cannot be 6, with 2 heads"),
+    ({"dim": 16, "n_heads": 4, "n_kv_heads": 3}, "n_kv_heads of the config cannot be 3, with 4 heads")])
+def test_a_config_is_one_that_a_checkpoint_can_have(change, message):
+    line = events.encode({**HEADER, "config": {**CONFIG, **change}})
+    with pytest.raises(ValueError, match=message):
+        events.read_header("line 1", line)

@@ -1,0 +1,587 @@
+"""Tests of operations.py, mistakes.py and diagnosis.py: ports of Llama to float32, right and wrong, and the verdicts.
+
+The ports are written here, as somebody who does not know this project would write them: plain loops, every operation
+rounded, sums in some order.
+"""
+import math
+import struct
+from types import SimpleNamespace
+
+import pytest
+
+from llama2_py.doctor import compare, noise, numbers, report
+from llama2_py.doctor import diagnosis
+import llama2
+from llama2_py.doctor import mistakes
+from llama2_py.doctor import operations
+from llama2_py.engine import workers
+from llama2_py.engine.checkpoint import Checkpoint
+from tests.helpers import make_checkpoint, run_forward
+
+TOKENS = [1, 17, 5, 40, 23, 17, 31, 8, 44, 2, 19, 36]
+
+
+def f32(x):
+    return struct.unpack("f", struct.pack("f", x))[0]
+
+
+def f16(x):
+    return struct.unpack("e", struct.pack("e", x))[0]
+
+
+def bf16(x):
+    (bits,) = struct.unpack("I", struct.pack("f", x))
+    return struct.unpack("f", struct.pack("I", (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000))[0]
+
+
+def forward(terms):
+    total = 0.0
+    for t in terms:
+        total = f32(total + t)
+    return total
+
+
+def backward(terms):
+    return forward(terms[::-1])
+
+
+def pairwise(terms):
+    if len(terms) < 3:
+        return forward(terms)
+    half = len(terms) // 2
+    return f32(pairwise(terms[:half]) + pairwise(terms[half:]))
+
+
+def four_lanes(terms):
+    return pairwise([forward(terms[lane::4]) for lane in range(4)])
+
+
+def double(terms):
+    return f32(math.fsum(terms))
+
+
+class Port:
+    """A Llama; `faults` are the names of mistakes."""
+
+    def __init__(self, path, *faults, add=forward, fma=False):
+        self.file, self.faults, self.add, self.fma = Checkpoint(path), faults, add, fma
+        c = self.c = self.file.config
+        self.hs, self.group = c.dim // c.n_heads, c.n_heads // c.n_kv_heads
+        self.records, self.keys, self.values = [], [[] for _ in range(c.n_layers)], [[] for _ in range(c.n_layers)]
+
+    def has(self, fault):
+        return fault in self.faults
+
+    def rows(self, name, l=0):
+        L = self.c.n_layers
+        if self.has("layers reversed") and name not in ("embedding", "rms_final", "classifier"):
+            l = L - 1 - l
+        if self.has("wk and wv swapped"):
+            name = {"wk": "wv", "wv": "wk"}.get(name, name)
+        if self.has(f"{name} of the next layer"):
+            l = (l + 1) % L
+        rows = self.file.rows(name, l)
+        if self.has(f"{name} transposed"):
+            rows = list(zip(*rows, strict=True))
+        if self.has("weights bfloat16"):
+            rows = [tuple(map(bf16, row)) for row in rows]
+        if self.has("weights float16"):
+            rows = [tuple(map(f16, row)) for row in rows]
+        if self.has("matrices int8") and len(rows) > 1 and name != "embedding":
+            rows = [tuple(f32(round(v / s) * s) for v in row) for row in rows for s in [f32(max(map(abs, row)) / 127)]]
+        if self.has("damaged w1") and (name, l) == ("w1", 1):
+            rows[7] = (rows[7][0] + 0.5, *rows[7][1:])
+        if self.has("damaged classifier") and name == "classifier":
+            rows[33] = (rows[33][0] + 0.5, *rows[33][1:])
+        return rows
+
+    def dot(self, a, b):
+        if self.fma:
+            total = 0.0
+            for u, v in zip(a, b, strict=True):
+                total = f32(total + u * v)
+            return total
+        return self.add([f32(u * v) for u, v in zip(a, b, strict=True)])
+
+    def matmul(self, rows, x):
+        return [self.dot(row, x) for row in rows]
+
+    def norm(self, x, weight, which):
+        n = len(x)
+        if self.has(f"no {which}"):
+            return x
+        if self.has("LayerNorm"):
+            mean = f32(self.add(x) / n)
+            x = [f32(v - mean) for v in x]
+        epsilon = next((float(f.split()[1]) for f in self.faults if f.startswith("epsilon ") and f[8] != "o"), 1e-5)
+        mean = f32(self.dot(x, x) / n)
+        if self.has("epsilon outside"):
+            s = f32(1 / f32(f32(math.sqrt(mean)) + f32(1e-5)))
+        else:
+            s = f32(1 / f32(math.sqrt(f32(mean + f32(epsilon)))))
+        if self.has(f"no weight in {which}"):
+            return [f32(s * v) for v in x]
+        return [f32(w * f32(s * v)) for w, v in zip(weight, x, strict=True)]
+
+    def rope(self, x, pos, which):
+        theta = next((float(f.split()[1]) for f in self.faults if f.startswith("theta ")), 10000.0)
+        if self.has("no RoPE") or self.has("RoPE of q only") and which == "k":
+            return x
+        pos += self.has("positions from 1")
+        x, hs = list(x), self.hs
+        for i in range(0, len(x), 2):
+            j = i % hs
+            frequency = f32(1 / f32(theta ** f32((j / 2 if self.has("exponent i/hs") else j) / hs)))
+            if self.has("frequencies bfloat16"):
+                frequency = bf16(frequency)
+            angle = f32(f32((2 if self.has("RoPE twice") else 1) * pos) * frequency)
+            c, s = f32(math.cos(angle)), f32(math.sin(angle))
+            if self.has("RoPE backwards") or self.has(f"{which} backwards"):
+                s = -s
+            if self.has("cos and sin swapped"):
+                c, s = s, c
+            first, second = i, i + 1
+            if self.has("RoPE of halves"):
+                first = i // hs * hs + j // 2
+                second = first + hs // 2
+            a, b = x[first], x[second]
+            x[first], x[second] = f32(f32(a * c) - f32(b * s)), f32(f32(a * s) + f32(b * c))
+        return x
+
+    def softmax(self, x):
+        rough = f16 if self.has("softmax float16") else f32
+        highest = max(x)
+        e = [rough(math.exp(f32(v - highest))) for v in x]
+        total = self.add(e)
+        return [rough(v / total) for v in e]
+
+    def activation(self, a):
+        if self.has("GELU"):
+            return f32(0.5 * a * (1 + f32(math.tanh(f32(f32(math.sqrt(2 / math.pi)) * f32(a + 0.044715 * a**3))))))
+        if self.has("exact GELU"):
+            return f32(0.5 * a * f32(1 + math.erf(a / math.sqrt(2))))
+        if self.has("ReLU") or self.has("ReLU in layer 1") and self.layer == 1:
+            return max(a, 0.0)
+        sigmoid = f32(1 / f32(1 + f32(math.exp(-(1.702 * a if self.has("quick GELU") else a)))))
+        return sigmoid if self.has("sigmoid") else f32(a * sigmoid)
+
+    def write(self, pos, l, op, values):
+        self.records.append((pos, l, op, list(values)))
+        return values
+
+    def step(self, token, pos):
+        c, hs, L = self.c, self.hs, self.c.n_layers
+        x = self.write(pos, -1, "embedding", self.rows("embedding")[token])
+        for l in range(L):
+            self.layer = l
+            names = ("rms_ffn", "rms_att") if self.has("norms swapped") else ("rms_att", "rms_ffn")
+            xb = self.write(pos, l, "attention_norm", self.norm(x, self.rows(names[0], l)[0], "attention_norm"))
+            q = self.write(pos, l, "q", self.rope(self.matmul(self.rows("wq", l), xb), pos, "q"))
+            k = self.write(pos, l, "k", self.rope(self.matmul(self.rows("wk", l), xb), pos, "k"))
+            v = self.write(pos, l, "v", self.matmul(self.rows("wv", l), xb))
+            rough = f16 if self.has("cache float16") else bf16 if self.has("cache bfloat16") else float
+            self.keys[l].append(list(map(rough, k)))
+            self.values[l].append(list(map(rough, v)))
+            att, out = [], []
+            for h in range(c.n_heads):
+                kv = h % c.n_kv_heads if self.has("heads % kv_heads") else h // self.group
+                kv_of_values = h % c.n_kv_heads if self.has("value heads % kv_heads") else kv
+                seen = range(pos + 1)
+                if self.has("exclusive"):
+                    seen = range(max(1, pos))
+                if self.has("window 4"):
+                    seen = range(max(0, pos - 3), pos + 1)
+                part = slice(kv * hs, (kv + 1) * hs)
+                late = self.has("keys late")
+                keys = [self.keys[l][max(0, t - late)][part] for t in range(pos + 1)]
+                if self.has("keys early"):
+                    keys = [*keys[1:], [0.0] * hs]
+                scores = [self.dot(q[h * hs:(h + 1) * hs], keys[t]) for t in seen]
+                scale = (1.0 if self.has("no scale") else hs if self.has("scale by hs") else
+                         math.sqrt(c.dim) if self.has("scale by sqrt(dim)") else 2.0 if self.has("scale 1/2") else
+                         math.sqrt(hs))
+                p = [0.0] * (pos + 1)
+                p[seen.start:seen.stop] = self.softmax([f32(s / f32(scale)) for s in scores])
+                att += p
+                late = self.has("values late")
+                part = slice(kv_of_values * hs, (kv_of_values + 1) * hs)
+                out += [self.dot(p, [self.values[l][max(0, t - late)][part][i] for t in range(pos + 1)])
+                        for i in range(hs)]
+            self.write(pos, l, "weights", att)
+            if self.has("attention bfloat16"):
+                out = list(map(bf16, out))
+            self.write(pos, l, "attention", out)
+            out = self.write(pos, l, "attention_out", self.matmul(self.rows("wo", l), out))
+            if not self.has("no attention residual"):
+                out = [f32(a + b) for a, b in zip(x, out, strict=True)]
+            x = x if self.has("last layer skipped") and l == L - 1 else out
+            self.write(pos, l, "attention_residual", out)
+            xb = self.write(pos, l, "ffn_norm", self.norm(x, self.rows(names[1], l)[0], "ffn_norm"))
+            gate, up = self.matmul(self.rows("w1", l), xb), self.matmul(self.rows("w3", l), xb)
+            if self.has("w1 and w3 swapped"):
+                gate, up = up, gate
+            self.write(pos, l, "gate", gate)
+            self.write(pos, l, "up", up)
+            hidden = [f32(self.activation(a) * b) for a, b in zip(gate, up, strict=True)]
+            self.write(pos, l, "swiglu", hidden)
+            out = self.write(pos, l, "ffn_out", self.matmul(self.rows("w2", l), hidden))
+            if not self.has("no ffn residual"):
+                out = [f32(a + b) for a, b in zip(x, out, strict=True)]
+            if self.has("residual times 0.99"):
+                out = [f32(0.99 * v) for v in out]
+            x = x if self.has("last layer skipped") and l == L - 1 else out
+            self.write(pos, l, "ffn_residual", x)
+        x = self.write(pos, -1, "final_norm", self.norm(x, self.rows("rms_final")[0], "final_norm"))
+        logits = self.matmul(self.rows("classifier"), x)
+        if self.has("log-probabilities"):
+            logits = [f32(v - max(logits) - math.log(math.fsum(math.exp(u - max(logits)) for u in logits)))
+                      for v in logits]
+        if self.has("logits float16"):
+            logits = list(map(f16, logits))
+        if self.has("logits capped"):
+            logits = [f32(math.tanh(v)) for v in logits]
+        return self.write(pos, -1, "logits", logits)
+
+    def run(self, tokens=TOKENS):
+        tokens = list(tokens)
+        if self.has("no BOS"):
+            tokens = [*tokens[1:], 3]
+        if self.has("two BOS"):
+            tokens = [1, *tokens[:-1]]
+        if self.has("EOS for BOS"):
+            tokens[0] = 2
+        rows = [self.step(token, pos) for pos, token in enumerate(tokens)]
+        if self.has("rows late"):
+            rows = [rows[0], *rows[:-1]]
+        if self.has("rows early"):
+            rows = [*rows[1:], rows[0]]
+        return rows
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("ports") / "model.bin", dim=32, hidden_dim=40, n_layers=2, n_heads=4,
+                           n_kv_heads=2, vocab_size=48, seq_len=16)
+
+
+class NoiseOnce:
+    """A Team of one noisy process, which is kept and whose answers are, since every comparison asks for the same."""
+
+    kept = {}
+
+    def start(self, build, count):
+        self.build = build
+
+    def begin(self, *job):
+        if repr(job) not in self.kept:
+            team = workers.Team()
+            team.start(self.build, 2)
+            team.begin(*job)
+            self.kept[repr(job)] = [[(list(events), list(row)) for events, row in answer] for answer in team.answers()]
+            team.close()
+        self.job = repr(job)
+
+    def answers(self):
+        return self.kept[self.job]
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def judge(path, tmp_path_factory):
+    """judge(port) -> the comparisons and names of its logits, and of its operations."""
+    folder = tmp_path_factory.mktemp("numbers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "Team", NoiseOnce)
+        yield from judges(path, folder)
+
+
+def judges(path, folder):
+    with llama2.Transformer(path) as model:
+        def compared(data):
+            (folder / "theirs").write_bytes(data)
+            comparison = compare.Comparison(model, TOKENS, numbers.Numbers(str(folder / "theirs"), model.config))
+            comparison.run()
+            comparison.found = [] if comparison.consistent() else comparison.names()
+            return comparison
+
+        def verdicts(port):
+            rows = port.run()
+            logits = compared(b"".join(struct.pack(f"<{len(row)}f", *row) for row in rows))
+            records = b"".join(b"%d %d %s %d\n" % (pos, l, op.encode(), len(v)) + struct.pack(f"<{len(v)}f", *v)
+                               for pos, l, op, v in port.records if pos < 6)
+            return SimpleNamespace(logits=logits, operations=compared(records))
+
+        yield verdicts
+
+
+@pytest.mark.parametrize("add", [forward, backward, pairwise, four_lanes, double])
+@pytest.mark.parametrize("fma", [False, True])
+def test_right_ports_are_consistent_whatever_their_order_of_summation(path, judge, add, fma):
+    verdict = judge(Port(path, add=add, fma=fma))
+    assert verdict.logits.consistent() and verdict.operations.consistent()
+    assert verdict.logits.overall < 1.5 and not verdict.operations.apart
+    assert sum(map(len, verdict.operations.judged.values())) == 6 * (2 * 14 + 3)
+
+
+# A mistake of the port; what the logits say; what the operations say (None: the same; False: nothing is wrong
+# there; "": whatever)
+MISTAKES = [
+    ("RoPE of halves", "RoPE turns halves", None), ("no RoPE", "RoPE is left out", None),
+    ("RoPE of q only", "RoPE turns q only", None), ("RoPE backwards", "RoPE turns the other way", None),
+    ("theta 500000", "RoPE's theta is 500000", None), ("theta 9000", "RoPE's theta is 9000", None),
+    ("exponent i/hs", "RoPE's frequency of pair i is theta^(-i/hs)", None),
+    ("frequencies bfloat16", "RoPE's frequencies are rounded to bfloat16", None),
+    ("positions from 1", "", "RoPE's positions begin at 1"),  # the same function
+    ("heads % kv_heads", "query head h uses key and value head h % kv_heads", None),
+    ("no scale", "scores are not divided by sqrt(hs)", None), ("scale by hs", "scores are divided by hs", None),
+    ("scale by sqrt(dim)", "scores are divided by sqrt(dim)", None),
+    ("scale 1/2", "scores are multiplied by 0.5", None),
+    ("exclusive", "a position does not attend to itself", None),
+    ("window 4", "attention sees the last 4 positions only", None),
+    ("keys late", "the cache's keys are one position late", None),
+    ("keys early", "the cache's keys are one position early", None),
+    ("values late", "the cache's values are one position late", None),
+    ("softmax float16", "softmax's exponentials and results are float16",
+     "results are float16 (in weights alone)"),
+    ("epsilon 1e-6", "epsilon is 1e-06", None), ("epsilon 0", "epsilon is ", None),
+    ("epsilon 0.001", "epsilon is 0.001", None), ("epsilon outside", "epsilon is added outside of the root", None),
+    ("LayerNorm", "LayerNorm, which takes off the mean", None),
+    ("no weight in ffn_norm", "ffn_norm has no weight", None), ("no final_norm", "final_norm is missing", None),
+    ("norms swapped", "the weights of attention_norm and ffn_norm are swapped", None),
+    ("rms_att of the next layer", "attention_norm has the weight of the layer", None),
+    ("GELU", "GELU, by tanh, stands for SiLU", None), ("exact GELU", "GELU stands for SiLU", None),
+    ("ReLU", "ReLU stands for SiLU", None), ("sigmoid", "a sigmoid stands for SiLU", None),
+    ("quick GELU", "quick GELU", None), ("w1 and w3 swapped", "w1 and w3 are swapped", None),
+    ("no attention residual", "attention_residual is missing", None),
+    ("no ffn residual", "ffn_residual is missing", None),
+    ("wo transposed", "wo is transposed", None), ("wq transposed", "wq is transposed", None),
+    ("wk and wv swapped", "wk and wv are swapped", None),
+    ("w2 of the next layer", "w2 is that of the layer", None),
+    ("weights bfloat16", "weights are rounded to bfloat16", None),
+    ("weights float16", "weights are rounded to float16", None),
+    ("matrices int8", "weights of matrices are rounded to int8, in rows", None),
+    ("damaged w1", None, "row 7 of w1 in layer 1 is not the checkpoint's"),
+    ("damaged classifier", "row 33 of the classifier is not the checkpoint's", None),
+    ("cache float16", "values are float16", "keys and values are float16"),
+    ("cache bfloat16", "values are bfloat16", "keys and values are bfloat16"),
+    ("logits float16", "logits are float16", "results are float16 (in logits alone)"),
+    ("log-probabilities", "log-probabilities stand for logits", None),
+    ("no BOS", "BOS, token 1, is missing", None), ("two BOS", "BOS, token 1, is there twice", None),
+    ("EOS for BOS", "EOS, token 2, stands before the text", None),
+    ("k backwards", "RoPE turns k the other way", None),
+    ("cos and sin swapped", None, "RoPE's cosines and sines are swapped"), ("RoPE twice", "RoPE turns by twice", None),
+    ("value heads % kv_heads", "query head h uses value head h % kv_heads", None),
+    ("last layer skipped", "the last layer is skipped", ""), ("layers reversed", "the layers run in reverse", None),
+    ("ReLU in layer 1", None, "ReLU stands for SiLU (in layer 1 alone)"),
+    ("rows late", "rows are one step late", False), ("rows early", "rows are one step early", False),
+]
+
+
+@pytest.mark.parametrize("fault, by_logits, by_operations", MISTAKES)
+def test_every_known_mistake_is_named(path, judge, fault, by_logits, by_operations):
+    verdict = judge(Port(path, fault))
+    if by_logits == "":
+        assert verdict.logits.consistent()
+    else:
+        assert not verdict.logits.consistent()
+        assert (by_logits or "") in "\n".join(verdict.logits.found), verdict.logits.found
+    if by_operations is False:
+        assert verdict.operations.first_wrong is None
+    elif by_operations != "":
+        assert not verdict.operations.consistent()
+        assert len(verdict.operations.found) == 1, verdict.operations.found
+        assert (by_operations or by_logits) in verdict.operations.found[0]
+
+
+def test_the_first_step_alone_does_not_name_a_rounding(path, judge):
+    """At the first step rounded results of attention are rounded values; what tells them apart comes later."""
+    verdict = judge(Port(path, "attention bfloat16"))
+    assert verdict.operations.found == ["results are bfloat16 (in attention alone)"]
+    (name,) = verdict.logits.found
+    assert name.startswith("results of attention are bfloat16 (seen at step 0") and " or " not in name
+
+
+def test_a_token_that_is_not_known_does_not_hide_what_the_others_show(path, judge):
+    with llama2.Transformer(path) as model:
+        rows = [(pos, -1, "embedding", model.shard.embedding(token)) for pos, token in enumerate([*TOKENS[1:4], 9])]
+        places = [(pos > 0, None, pos) for pos in range(4)]
+        found = diagnosis.by_operations(model.shard, TOKENS[:4], lambda op, l, pos: rows[pos][3], {
+            "embedding": places}, lambda done, of: None)
+        assert found == ["BOS, token 1, is missing before the text"]
+
+
+def test_a_mistake_that_would_spoil_something_is_not_named(path, judge):
+    verdict = judge(Port(path, "RoPE of q only"))
+    assert verdict.operations.found == ["RoPE turns q only, not k"]  # not: RoPE is left out
+
+
+def test_two_mistakes_are_both_named(path, judge):
+    verdict = judge(Port(path, "RoPE of halves", "epsilon 1e-6"))
+    assert sorted(name.split(",")[0] for name in verdict.operations.found) == [
+        "RoPE turns halves", "epsilon is 1e-06"]
+    assert len(judge(Port(path, "LayerNorm", "no attention residual")).operations.found) == 2
+    found = "\n".join(judge(Port(path, "no scale", "heads % kv_heads")).operations.found)
+    assert "scores are not divided" in found and "key head h % kv_heads" in found  # in one operation
+    verdict = judge(Port(path, "GELU", "heads % kv_heads"))
+    assert len(verdict.operations.found) == 2
+    assert len(verdict.logits.found) == 2
+    assert "h % kv_heads" in verdict.logits.found[0] and "GELU, by tanh" in verdict.logits.found[1]
+
+
+def test_what_no_known_mistake_explains_is_left_over(path, judge):
+    verdict = judge(Port(path, "ReLU", "residual times 0.99"))
+    assert verdict.operations.found == ["ReLU stands for SiLU", "one that is not known, in ffn_residual"]
+
+
+@pytest.mark.parametrize("fault", ["residual times 0.99", "logits capped"])
+def test_a_mistake_that_is_not_known_is_wrong_and_has_no_name(path, judge, fault):
+    verdict = judge(Port(path, fault))
+    for comparison in verdict.logits, verdict.operations:
+        assert not comparison.consistent() and comparison.found == []
+    first = {"residual times 0.99": ("ffn_residual", 0, 0), "logits capped": ("logits", None, 0)}[fault]
+    assert verdict.operations.first_wrong[:3] == first
+
+
+def test_the_inputs_of_an_operation_are_those_that_it_asks_for(path):
+    with llama2.Transformer(path) as model:
+        whole = operations.Model(operations.Operations, model.shard, TOKENS)
+        asked = set()
+        given = whole.operations.given
+
+        def get(op, l, pos):
+            asked.add((op, l, pos))
+            return given(op, l, pos)
+
+        whole.operations.given = get
+        for pos in range(3):
+            for op, l in operations.sequence(2):
+                asked.clear()
+                whole.results[op, l, pos] = whole.operations.result(op, l, pos)
+                assert asked == {(name, layer, t) for name, layer, positions in operations.inputs(op, l, pos, 2)
+                                 for t in positions}
+
+
+def test_the_operations_are_those_of_the_forward_pass(path):
+    with llama2.Transformer(path) as model:
+        whole = operations.Model(operations.Operations, model.shard, TOKENS)
+        for pos, (events, logits) in enumerate(run_forward(path, "exact", TOKENS[:4])):
+            assert max(abs(a - b) for a, b in zip(whole.logits(pos), struct.unpack("48f", logits), strict=True)) < 1e-5
+            assert len(events) == 2 * 14 + 2
+
+
+# ----------------------------------------------------------------------------
+# Parts of the search
+
+
+def test_the_expected_errors_are_those_of_right_programs(path, judge):
+    """A sigma is neither so small that right programs are far from it nor so large that they are far below."""
+    judged = judge(Port(path, add=forward)).operations.judged
+    found = {op: [judgement for judgement, _, _ in places] for op, places in judged.items()}
+    for op, judgements in found.items():
+        largest = max(j.sigmas for j in judgements)
+        assert op == "embedding" and largest == 0.0 or 0.2 < largest < 2.5, (op, largest)
+    typical = {op: compare.rms([j.sigmas for j in judgements]) for op, judgements in found.items()}
+    assert 0.5 < typical["gate"] < 1.5 and 0.5 < typical["logits"] < 1.5
+
+
+def test_what_no_rounding_makes_is_impossible_and_what_it_hardly_makes_unlikely(path):
+    sigma, bound = [1e-7] * 4, [1e-5] * 4
+    for theirs, wrong, impossible in [([1.0, 2.0, 3.0, 4.0], False, False), ([1.0, 2.0, 3.0, 4.0 + 15e-7], True, False),
+                                      ([1.0, 2.0, 3.0, 4.0 + 17e-7], True, False),
+                                      ([1.0 + 3e-7, 2.0, 3.0, 4.0], False, False),
+                                      ([1.0, 2.0, 3.0, 4.0 + 2e-5], True, True)]:
+        judgement = operations.judge(theirs, [1.0, 2.0, 3.0, 4.0], (sigma, bound))
+        assert (judgement.wrong, judgement.impossible) == (wrong, impossible), theirs
+    one = operations.judge([0.0] * 99 + [17e-7], [0.0] * 100, ([1e-7] * 100, [1e-5] * 100))
+    assert one.sigmas < 4 and one.wrong and one.at == 99 and not one.impossible
+
+
+def test_a_rounding_that_explains_the_first_step_and_no_other_is_not_named(path):
+    rounded = next(m for m in mistakes.known(Checkpoint(path).config) if m.name == "values are bfloat16")
+    with llama2.Transformer(path) as model:
+        for other in True, False:
+            steps, kinds = [], (rounded.kind(), operations.Operations)
+            wrong, right = [operations.Model(kind, model.shard, TOKENS) for kind in kinds]
+            for pos in range(4):
+                theirs, own = wrong.logits(pos), right.logits(pos)
+                far = [v + 0.1 * (-1) ** i for i, v in enumerate(own)] if pos and other else theirs
+                steps.append(diagnosis.Seen(far, own, 1e-7))
+            search = diagnosis.Search(model.shard, TOKENS, steps, lambda done, of: None)
+            assert bool(search.best([rounded])) == (not other)
+
+
+def test_a_constant_that_is_only_near_is_about():
+    assert diagnosis.named(diagnosis.epsilon, 1e-6, 9.4e-7) == "epsilon is 1e-06, not 1e-05"
+    assert diagnosis.named(diagnosis.epsilon, 1e-7, 1.6e-7) == "epsilon is about 1e-07, not 1e-05"
+    assert diagnosis.named(diagnosis.epsilon, 0.0, 1e-9).startswith("epsilon is 0, or so small")
+
+
+def test_one_logit_alone_can_be_wrong(path, tmp_path):
+    """A logit that is 40 times the noise of its row at one step is too far, though the whole is not."""
+    with llama2.Transformer(path) as model:
+        rows = [list(model.forward(token, pos)) for pos, token in enumerate(TOKENS)]
+
+        def compared():
+            (tmp_path / "theirs").write_bytes(b"".join(struct.pack("<48f", *row) for row in rows))
+            comparison = compare.Comparison(model, TOKENS, numbers.Numbers(str(tmp_path / "theirs"), model.config))
+            comparison.run()
+            return comparison
+
+        step = compared().steps[6]
+        share = compared().shares[11]
+        for times, consistent in (20, True), (45, False):
+            before, rows[6][11] = rows[6][11], rows[6][11] + times * step.noise / share
+            comparison = compared()
+            assert comparison.consistent() == consistent and comparison.overall < 2
+            assert max(s.off for s in comparison.steps) < 12
+            assert (comparison.steps[6].at, round(comparison.steps[6].worst)) == (11, times)
+            rows[6][11] = before
+
+
+def test_a_row_is_named_only_where_all_other_logits_are_right(path):
+    with llama2.Transformer(path) as model:
+        model.forward(1, 0)  # which measures the classifier's rows
+        right = [[0.1 * i for i in range(48)] for _ in range(4)]
+        theirs = [[*row[:40], row[40] + 1e-3, *row[41:]] for row in right]
+        seen = [diagnosis.Seen(t, r, 1e-7) for t, r in zip(theirs, right, strict=True)]
+        (name,) = diagnosis.one_row(model.shard, [1, 17, 5, 3], seen)
+        assert name == "row 40 of the classifier is not the checkpoint's: the logit of token 40 alone is wrong"
+        seen[2] = diagnosis.Seen([v + 1e-3 for v in theirs[2]], right[2], 1e-7)
+        assert diagnosis.one_row(model.shard, [1, 17, 5, 3], seen) == []
+        (name,) = diagnosis.one_row(model.shard, [1, 40, 5, 3], seen)  # from there on it enters the model
+        assert name.startswith("row 40 of the classifier") and name.endswith("is an input")
+        small = [diagnosis.Seen([v + 5e-7 * (-1) ** i for i, v in enumerate(t)], r, 1e-7)
+                 for t, r in zip(theirs, right, strict=True)]
+        assert diagnosis.one_row(model.shard, [1, 17, 5, 3], small) == []
+
+
+@pytest.mark.parametrize("name, own", [("float16", f16), ("bfloat16", bf16)])
+def test_values_are_rounded_to_the_nearest_even(name, own):
+    to, _ = mistakes.FORMATS[name]
+    for value in (1.0, 1.00390625, 1.01171875, 1.00048828125, 1.00146484375, -3.14159, 0.0, -0.0, 6e-5, 1e-40):
+        assert struct.pack("f", to([value])[0]) == struct.pack("f", own(f32(value)))
+
+
+def test_measured_constants_stand_for_round_numbers_first():
+    assert diagnosis.nearby(9.4e-7) == [0.0, 1e-6, 9e-7, 9.4e-7]
+    assert diagnosis.nearby(10001.0)[1:3] == [10000.0, 10001.0] and diagnosis.nearby(-1.0) == [0.0]
+    assert diagnosis.nearby(0.35355)[1] == 1.0 and 0.4 in diagnosis.nearby(0.35355)
+
+
+def test_a_mistake_that_enlarges_noise_is_measured_in_its_own(path, monkeypatch):
+    known = mistakes.known(Checkpoint(path).config)
+    missing = next(mistake for mistake in known if mistake.name.startswith("attention_residual is missing"))
+    with llama2.Transformer(path) as model:
+        rows = [operations.Model(kind, model.shard, TOKENS) for kind in (missing.kind(), operations.Operations)]
+        steps = []
+        for pos in range(3):
+            wrong, right = [row.logits(pos) for row in rows]
+            steps.append(diagnosis.Seen([v + 15e-7 for v in wrong], right, 1e-7))
+        search = diagnosis.Search(model.shard, TOKENS, steps, lambda done, of: None)
+        assert 1.0 <= search.amplification(missing, 3) < 1000
+        for amplification, explains in (1.0, False), (3.0, True):
+            monkeypatch.setattr(search, "amplification", lambda mistake, count, by=amplification: by)
+            fit = search.fit(missing)
+            assert fit.explains == explains and abs(fit.noise * amplification - 15) < 0.1
