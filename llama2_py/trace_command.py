@@ -11,7 +11,8 @@ from llama2_py import console
 from llama2_py.log import formats
 from llama2_py.log.arguments import head_argument, root_argument, steps_argument
 from llama2_py.log.difference import differences
-from llama2_py.log.proofs import checkpoint, prove, prove_growth, tlog_proof, verify_growth, verify_proof
+from llama2_py.log.proofs import (checkpoint, prove, prove_growth, read_note, tlog_proof, verify_growth,
+                                  verify_proof)
 from llama2_py.log.reading import Trace
 from llama2_py.log.show import show, show_fields, show_step, text_of
 
@@ -80,7 +81,9 @@ def run_prove(args: argparse.Namespace, out: TextIO) -> int:
         return 0
     if first != last:
         raise ValueError("--tlog proves one step")
-    note = console.read_file(args.tlog).decode(errors="replace") if args.tlog else checkpoint(trace, "llama2.py")
+    note = checkpoint(trace, "llama2.py")
+    if args.tlog:
+        note = read_note(args.tlog, console.read_file(args.tlog))
     out.write(tlog_proof(trace, first, note))
     return 0
 
@@ -152,13 +155,14 @@ def make_parser() -> console.Parser:
     option("steps", nargs="?", type=steps_argument, metavar="N[-M]", help="a step, or several")
     option("--from", dest="earlier", type=int, metavar="SIZE", help="since the trace had this size")
     option("--tlog", nargs="?", const="", metavar="CHECKPOINT", help="as C2SP's tlog-proof, with this checkpoint, "
-           "signed (default: one without a signature)")
+           "which may be signed (default: one that is not)")
     option = command("check", run_check, "check such a proof against the head that was published", "proof")
     option("--root", type=head_argument, required=True, metavar="SIZE:HEX")
     option("--from", dest="earlier", type=head_argument, metavar="SIZE:HEX", help="the head that it had before")
     command("diff", run_diff, "find the first event in which two traces differ", "a", "b")
     command("page", run_page, "print a trace as a page of HTML, to look at", "file")
-    command("checkpoint", run_checkpoint, "print the head as a C2SP checkpoint, to be signed", "file", "origin")
+    command("checkpoint", run_checkpoint, "print the head as a C2SP checkpoint, unsigned: any tool that signs notes "
+            "can sign it", "file", "origin")
     add_referee(command)
     return commands.parser
 
@@ -172,7 +176,8 @@ def add_referee(command: Callable) -> None:
         return call
 
     def roots(option: Callable) -> None:
-        option("--roots", nargs=2, type=root_argument, metavar="HEAD", help="the heads that A and B published, SIZE:HEX")
+        option("--roots", nargs=2, type=root_argument, metavar="HEAD",
+               help="the heads that A and B published, SIZE:HEX")
 
     def tokenizer(option: Callable) -> None:
         option("-z", "--tokenizer", help="where the text alone is in dispute")

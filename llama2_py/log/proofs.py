@@ -1,130 +1,222 @@
 """Proofs that need neither the log nor a model: that steps are in a log, and that a log has only grown.
 
-    prove(trace, 9)                              # the header, the steps and their audit paths, as JSON
-    header, steps = verify_proof(path, head)     # checked against the head that was published
+    proof = prove(trace, 9)                       # step 9, as JSON
+    header, steps = verify_proof(proof, head)     # checked against the head that was published
+
+A proof of steps holds the header, the line of the step before the first one, and the steps, each with its audit path:
+
+    {"format":"llama2.py proof 3","size":S,"root":HEX,"events":[{"index":0,"line":"...","path":[HEX,..]},..]}
+
+What stands where follows from the header, never from the proof. So under one head no two steps at one position are
+proved, nor two neighbours that contradict each other.
 """
 import base64
 import json
+import os
 import re
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import merkle
-from llama2_py.console import VerificationError, printable, read_file
-from llama2_py.log.events import HEX, Layout, encode, fits, is_hash, read_header, read_line
-from llama2_py.log.reading import Trace
+from llama2_py.console import VerificationError, printable, read_source
+from llama2_py.log.events import encode, read_header, read_line
+from llama2_py.log.reading import Follow, Trace
 from llama2_py.log.writing import head
 
-PROOF_FORMAT, GROWTH_FORMAT = "llama2.py proof 2", "llama2.py growth 2"
+PROOF_FORMAT, GROWTH_FORMAT = "llama2.py proof 3", "llama2.py growth 2"
 MAX_PROOF = 2**24  # bytes: of some 7,000 steps
+
+# ----------------------------------------------------------------------------
+# Making
 
 
 def prove(trace: Trace, first: int, last: int | None = None) -> bytes:
-    """A proof, as JSON, that steps first .. last are in the log: the header and the steps with their audit paths."""
-    indices = [0, *map(trace.step, range(first, (first if last is None else last) + 1))]
-    return encode({"format": PROOF_FORMAT, "size": len(trace.tree), "root": trace.tree.root().hex(), "events": [
+    """A proof, as JSON, that steps first .. last are in the log."""
+    steps = range(max(0, first - 1), (first if last is None else last) + 1)
+    return encode({"format": PROOF_FORMAT, "size": trace.size, "root": trace.tree_root.hex(), "events": [
         {"index": i, "line": trace.lines[i].decode(), "path": [h.hex() for h in trace.tree.inclusion_proof(i)]}
-        for i in indices]})
+        for i in [0, *map(trace.step, steps)]]})
 
 
 def prove_growth(trace: Trace, size: int) -> bytes:
     """A proof, as JSON, that the log has only grown since it had `size` lines (RFC 6962, 2.1.2)."""
     path = trace.tree.consistency_proof(size)
     return encode({"format": GROWTH_FORMAT, "size1": size, "root1": trace.tree.root(size).hex(),
-                   "size2": len(trace.tree), "root2": trace.tree.root().hex(), "path": [h.hex() for h in path]})
+                   "size2": trace.size, "root2": trace.tree_root.hex(), "path": [h.hex() for h in path]})
 
 
-def parse_proof(path: str) -> dict:
-    """A file -> the proof that it holds, of a format and types that are known. Raises ValueError if it holds none."""
-    line = read_file(path, MAX_PROOF).removesuffix(b"\n")
-    hashes = {"size": int, "root": HEX, "size1": int, "root1": HEX, "size2": int, "root2": HEX}
-    try:
-        proof = json.loads(line)
-        kind = proof["format"]
-        if kind not in (PROOF_FORMAT, GROWTH_FORMAT):
-            raise ValueError(f"format is {printable(kind, 100)}, must be {PROOF_FORMAT!r} or {GROWTH_FORMAT!r}")
-        names = ("size", "root", "events") if kind == PROOF_FORMAT else ("size1", "root1", "size2", "root2", "path")
-        if list(proof) != ["format", *names] or encode(proof) != line:
-            raise ValueError(f"not written as a {kind} is")
-        for name in names:
-            if name in hashes and not fits(proof[name], hashes[name]):
-                raise ValueError(f"{name} cannot be {printable(proof[name], 100)}")
-        paths = [proof["path"]] if kind == GROWTH_FORMAT else [event["path"] for event in proof["events"]]
-        if not all(type(hashes) is list and all(map(is_hash, hashes)) for hashes in paths):
-            raise ValueError("a path is not a list of hashes")
-        for event in proof.get("events", ()):
-            if list(event) != ["index", "line", "path"] or not fits(event["index"], int):
-                raise ValueError("an event is not an index, a line and a path")
-            event["line"] = event["line"].encode("ascii")
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        reason = error if isinstance(error, ValueError) else "a field is missing or of another type"
-        raise ValueError(f"{path}: not a proof: {reason}") from None
-    return proof
+# ----------------------------------------------------------------------------
+# Reading: a proof is written in one way, which these expressions are. (A parser of JSON would build whatever it is
+# given before it can be looked at.)
+
+NUMBER, HASH = rb"(0|[1-9][0-9]{0,19})", rb'"([0-9a-f]{64})"'
+HASHES = rb'\[((?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}")*)?)\]'
+STRING = rb'("[^"\\]*(?:\\.[^"\\]*)*")'
+EVENT = re.compile(rb'\{"index":' + NUMBER + rb',"line":' + STRING + rb',"path":' + HASHES + rb"\}")
+PROOF = re.compile(rb'\{"format":"' + PROOF_FORMAT.encode() + rb'","size":' + NUMBER + rb',"root":' + HASH
+                   + rb',"events":\[')
+GROWTH = re.compile(rb'\{"format":"' + GROWTH_FORMAT.encode() + rb'","size1":' + NUMBER + rb',"root1":' + HASH
+                    + rb',"size2":' + NUMBER + rb',"root2":' + HASH + rb',"path":' + HASHES + rb"\}\n?")
 
 
-def verify_proof(path: str, published: str) -> tuple[dict, list[dict]]:
-    """Check a proof file against the head that was published -> the header and the steps that are thereby proved.
+@dataclass
+class Opened:
+    """A line of a log, its index, and its audit path."""
+    where: str  # for messages
+    index: int
+    line: bytes
+    path: list[bytes]
+
+
+def read_proof(source: str | os.PathLike | bytes) -> tuple[str, bytes]:
+    """A file or its bytes -> its name and its bytes. Raises ValueError if it is no proof of a format that is known."""
+    path, data = read_source(source, MAX_PROOF)
+    found = re.match(rb'\{"format":("[^"\\]{0,100}")', data)
+    if not found:
+        raise ValueError(f"{path}: not a proof: does not begin with its format")
+    kind = json.loads(found[1].decode(errors="replace"))
+    if kind not in (PROOF_FORMAT, GROWTH_FORMAT):
+        raise ValueError(f"{path}: not a proof: format is {printable(kind, 100)}, must be {PROOF_FORMAT!r} or "
+                         f"{GROWTH_FORMAT!r}")
+    return path, data
+
+
+def split_hashes(text: bytes) -> list[bytes]:
+    """Hashes as they stand in a list -> themselves."""
+    return [bytes.fromhex(part.strip('"')) for part in text.decode().split(",")] if text else []
+
+
+def opened_lines(path: str, data: bytes, at: int) -> Iterator[Opened]:
+    """The events of a proof that begin at a byte, one by one, to its end. Raises ValueError if one is not written as it
+    must be."""
+    for number in range(len(data)):
+        where = f"{path}, event {number}"
+        found = EVENT.match(data, at)
+        if not found:
+            raise ValueError(f"{path}: not a proof: event {number} is not an index, a line and a path of hashes")
+        text = json.loads(found[2])
+        if encode(text) != found[2] or not text.isascii():
+            raise ValueError(f"{where}: the line is not written as JSON in ASCII is")
+        yield Opened(where, int(found[1]), text.encode(), split_hashes(found[3]))
+        at = found.end() + 1
+        if data[at - 1:at] != b",":
+            break
+    if data[at - 1:].removesuffix(b"\n") != b"]}":
+        raise ValueError(f"{path}: not a proof: something else follows the events")
+
+
+# ----------------------------------------------------------------------------
+# Checking
+
+
+def verify_proof(source: str | os.PathLike | bytes, published: str) -> tuple[dict, list[dict]]:
+    """Check a proof, a file or its bytes, against the head that was published -> the header and the steps that are
+    thereby proved.
 
     Raises ValueError for what is not a proof, VerificationError for one that does not lead from its lines to the root,
-    or whose lines cannot stand in one log. index, position and size all follow from the header, and the tree's shape
-    from the size, so no two proofs of different steps at one position pass under one head, whoever made the log.
+    or whose lines cannot stand in one log.
     """
-    proof = parse_proof(path)
-    if "events" not in proof:
-        raise ValueError(f"{path}: a proof of growth: give the older head, too, with --from")
-    size, root = proof["size"], bytes.fromhex(proof["root"])
+    path, data = read_proof(source)
+    found = PROOF.match(data)
+    if not found:
+        kind = "a proof of growth: give the older head, too, with --from" if GROWTH.match(data) else (
+            "not a proof: size and root are not a number and a hash")
+        raise ValueError(f"{path}: {kind}")
+    size, root = int(found[1]), bytes.fromhex(found[2].decode())
     if head(size, root) != published:
         raise VerificationError(path, "root", published, head(size, root))
-    if len(proof["events"]) < 2 or proof["events"][0]["index"] != 0:
+    lines = opened_lines(path, data, found.end())
+    first = next(lines)
+    if first.index != 0:
         raise ValueError(f"{path}: not a proof: does not hold a header and a step")
-    header, *steps = [read_line(f"{path}, event {i}", event["line"]) for i, event in enumerate(proof["events"])]
-    read_header(f"{path}, event 0", proof["events"][0]["line"])
-    layout = Layout(header)
-    for i, event in enumerate(proof["events"]):
-        where, index, step = f"{path}, event {i}", event["index"], ([header] + steps)[i]
-        try:
-            hashes = [bytes.fromhex(h) for h in event["path"]]
-            merkle.verify_inclusion(merkle.leaf_hash(event["line"]), index, size, hashes, root)
-        except merkle.ProofError as error:
-            raise VerificationError(where, "path", f"a path from leaf {index} to the root", str(error)) from None
-        if i == 0:
-            continue
-        if "next" not in step:
-            raise ValueError(f"{path}: not a proof: event {i} is not a step")
-        layout.check(where, index, step)
-        if i > 1:
-            due = {"index": proof["events"][i - 1]["index"] + layout.lines, "token": steps[i - 2]["next"]}
-            for name, got in ("index", index), ("token", step["token"]):
-                if got != due[name]:
-                    raise VerificationError(where, name, due[name], got)
-        if step["next"] == 1 and size != index + 1:  # BOS ends the run
-            raise VerificationError(where, "size", index + 1, size)
-    largest = layout.step(header["steps"] - 1) + 1
-    if size > largest:
-        raise VerificationError(path, "size", f"at most {largest}, for the steps of the header", size)
+    check_inclusion(first, size, root)
+    header = read_header(first.where, first.line)
+    steps = [step for step in proved_steps(header, lines, size, root)]
+    if steps and steps[0]["pos"] > 0:
+        del steps[0]  # the step before: it shows what has to follow
+    if not steps:
+        raise ValueError(f"{path}: not a proof: does not hold a header and a step, with the step before it")
     return header, steps
 
 
-def verify_growth(path: str, published: str, earlier: str) -> None:
-    """Check a proof file that the log with the earlier head is the beginning of the one with the published head."""
-    proof = parse_proof(path)
-    if "events" in proof:
-        raise ValueError(f"{path}: a proof of steps, not of growth")
-    for number, given in (1, earlier), (2, published):
-        found = f"{proof[f'size{number}']}:{proof[f'root{number}']}"
-        if found != given:
-            raise VerificationError(path, f"root{number}", given, found)
+def check_inclusion(opened: Opened, size: int, root: bytes) -> None:
+    """Raise VerificationError if a line is not the leaf of its index."""
     try:
-        merkle.verify_consistency(proof["size1"], proof["size2"], [bytes.fromhex(h) for h in proof["path"]],
-                                  bytes.fromhex(proof["root1"]), bytes.fromhex(proof["root2"]))
+        merkle.verify_inclusion(merkle.leaf_hash(opened.line), opened.index, size, opened.path, root)
+    except merkle.ProofError as error:
+        raise VerificationError(opened.where, "path", f"a path from leaf {opened.index} to the root", str(error)
+                                ) from None
+
+
+def proved_steps(header: dict, lines: Iterator[Opened], size: int, root: bytes) -> Iterator[dict]:
+    """The steps that the lines after a header prove, if they follow each other. Raises as verify_proof does."""
+    follow, due = Follow(header), None
+    largest = follow.layout.step(header["steps"] - 1) + 1
+    if size > largest:
+        raise VerificationError("the proof", "size", f"at most {largest}, for the steps of the header", size)
+    for opened in lines:
+        step = read_line(opened.where, opened.line)
+        if "next" not in step:
+            raise ValueError(f"{opened.where}: not a step, as the lines of a proof after the first must be")
+        if due is not None and opened.index != due:
+            raise VerificationError(opened.where, "index", due, opened.index)
+        check_inclusion(opened, size, root)
+        follow.check(opened.where, opened.index, opened.line, step)
+        if follow.ended() and size != opened.index + 1:
+            raise VerificationError(opened.where, "size", opened.index + 1, size)
+        due = opened.index + follow.layout.lines
+        yield step
+
+
+def verify_growth(source: str | os.PathLike | bytes, published: str, earlier: str) -> None:
+    """Check a proof, a file or its bytes, that the log with the earlier head is the beginning of the one with the
+    published head. Raises as verify_proof does."""
+    path, data = read_proof(source)
+    found = GROWTH.fullmatch(data)
+    if not found:
+        kind = "a proof of steps, not of growth" if PROOF.match(data) else (
+            f"not a proof: not written as a {GROWTH_FORMAT} is")
+        raise ValueError(f"{path}: {kind}")
+    sizes, roots = (int(found[1]), int(found[3])), (found[2].decode(), found[4].decode())
+    for number, given in enumerate((earlier, published)):
+        stated = f"{sizes[number]}:{roots[number]}"
+        if stated != given:
+            raise VerificationError(path, f"root{number + 1}", given, stated)
+    try:
+        merkle.verify_consistency(*sizes, split_hashes(found[5]), *map(bytes.fromhex, roots))
     except merkle.ProofError as error:
         raise VerificationError(path, "path", "a path from the earlier to the later root", str(error)) from None
 
 
+# ----------------------------------------------------------------------------
+# The formats of C2SP: tlog-checkpoint, tlog-proof. Nothing is signed here.
+
+
 def checkpoint(trace: Trace, origin: str) -> str:
-    """The head as the text of a checkpoint (C2SP, tlog-checkpoint), to be signed by any tool that signs notes."""
-    if not re.fullmatch(r"[^\s+]+", origin):
-        raise ValueError(f"origin is {printable(origin, 100)}, must be a name without white space and plus signs")
-    return f"{origin}\n{len(trace.tree)}\n{base64.b64encode(trace.tree.root()).decode()}\n"
+    """The head as the text of a checkpoint, to be signed by any tool that signs notes. Raises ValueError for an origin
+    that is not a printable name in UTF-8 without white space and plus signs."""
+    check_origin(origin)
+    return f"{origin}\n{trace.size}\n{base64.b64encode(trace.tree_root).decode()}\n"
+
+
+def check_origin(origin: str) -> None:
+    """Raise ValueError if an origin cannot stand in a checkpoint."""
+    if not origin or not origin.isprintable() or re.search(r"[\s+]", origin):
+        raise ValueError(f"origin is {printable(origin, 100)}, must be a printable name without white space and plus "
+                         "signs")
+
+
+def read_note(path: str, data: bytes) -> str:
+    """The bytes of a checkpoint, signed or not -> its text. Raises ValueError if it is not strict UTF-8, or does not
+    end its last line."""
+    try:
+        note = data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8, as a note must be") from None
+    if not note.endswith("\n"):
+        raise ValueError(f"{path}: its last line does not end in a newline, as a note's must")
+    check_origin(note.split("\n")[0])
+    return note
 
 
 def tlog_proof(trace: Trace, pos: int, note: str) -> str:
