@@ -272,6 +272,8 @@ class Tokenizer:
         console.need_integer("vocab_size", vocab_size, 1, 2**24)
         data = console.read_file(path) if data is None else data
         self.path, self.sha256 = path, hashlib.sha256(data).hexdigest()
+        if kind := console.kind_of(data):
+            raise ValueError(f"{path}: is {kind}")
         self.vocab, self.scores = [], []  # token -> its bytes, its score
         offset = 4                        # the length of the longest token comes first; it is not needed
         for token in range(vocab_size):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A Llama 2 in 260 plain lines: the definition that llama2.py, which is fast, has to equal bit for bit.
+"""A Llama 2 in plain loops: the definition that llama2.py, which is fast, has to equal bit for bit.
 
     python3 plain.py                           # the embedded model tells a story
     python3 plain.py 42 "Once upon a time"     # with another seed (1 to 2**64 - 1), and a beginning
@@ -10,6 +10,7 @@ story is what comes of asking again and again. Shapes are in brackets: (vocab, d
 embedded model: dim 64, feed-forward width (hidden) 172, layers 0 to 4, 8 query heads on 4 of keys and values, hs 8.
 """
 import math
+import os
 import struct
 import sys
 from decimal import Decimal, localcontext
@@ -256,5 +257,24 @@ def main(seed="1", prompt="", **options):
         sys.stdout.buffer.flush()
     print()
 
+def run(arguments):
+    """What the command line asks for -> the exit code. What cannot be done is said in one line."""
+    if sys.stdout is None:  # it was closed before this program began
+        return 141
+    try:
+        if len(arguments) > 2 or arguments and not (arguments[0].isdecimal() and 0 < int(arguments[0]) < 2**64):
+            raise ValueError(f"a seed from 1 to 2**64 - 1 and a beginning are wanted, not {' '.join(arguments)!r}")
+        main(*arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python writes what is left once more, at its end
+        return 141
+    except (ArithmeticError, ValueError, OSError) as error:
+        print(f"plain.py: error: {error or 'numbers too large'}", file=sys.stderr)
+        return 2
+    return 0
+
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    sys.exit(run(sys.argv[1:]))

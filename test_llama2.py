@@ -9,6 +9,7 @@ import math
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 
@@ -433,6 +434,38 @@ def test_a_prompt_in_place_of_a_checkpoint_gets_a_hint(capfdbinary):
     assert failure(capfdbinary, "none.bin") == "none.bin: No such file or directory"
 
 
+@pytest.mark.parametrize("args, message", [
+    (["-i", "Once", "upon", "a", "time"],
+     'unrecognized arguments: a time (a prompt of several words is quoted: -i "Once upon a time")'),
+    (["--tempereture", "3"], "unrecognized arguments: --tempereture (is --temperature meant?)"),
+    (["--nonsense"], "unrecognized arguments: --nonsense"),
+    (["-s", "1", "--page", "/nowhere/page.html"], "/nowhere/page.html: the folder /nowhere does not exist")])
+def test_what_was_meant_is_said(capfdbinary, args, message):
+    assert failure(capfdbinary, *args) == message
+
+
+@pytest.mark.parametrize("beginning, kind", [
+    (b"GGUF\3\0\0\0", "a GGUF file, as llama.cpp has it"), (b"\x40\1\0\0\0\0\0\0{", "a safetensors file"),
+    (b"PK\3\4", "a file of PyTorch's"), (b"\x80\2\x8a\n", "a file of PyTorch's"),
+    (b"\n\x0e\n\5<unk>\x15\0", "a SentencePiece model"), (b'{\n  "version"', "a text in JSON")])
+def test_files_of_other_kinds_are_told_by_their_beginning(model, tmp_path, capfdbinary, beginning, kind):
+    path = tmp_path / "other"
+    path.write_bytes(beginning + bytes(100))
+    for args in [path], [model[0], "-s", 1, "-z", path]:
+        assert failure(capfdbinary, *args).startswith(f"{path}: is {kind}")
+
+
+def test_where_a_tokenizer_was_looked_for_is_said(files, tmp_path, capfdbinary, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    shutil.copy(files["grouped"], tmp_path / "sub" / "model.bin")
+    monkeypatch.chdir(tmp_path)
+    nowhere = "no tokenizer.bin in the working directory; say where it is with -z"
+    assert failure(capfdbinary, "sub/model.bin") == (
+        f"no tokenizer for sub/model.bin: there is no sub/tokenizer.bin, and {nowhere}")
+    monkeypatch.chdir("sub")
+    assert failure(capfdbinary, "model.bin") == f"no tokenizer for model.bin: there is {nowhere}"
+
+
 def test_a_prompt_can_come_from_standard_input(model):
     for data, prompt in (b"ab a\n", "ab a"), (b"", ""), (b"a\nb\n", "a\nb"):
         done = subprocess.run([sys.executable, os.path.join(HERE, "llama2.py"), *model, "-t", "0", "-n", "9", "-i",
@@ -577,4 +610,4 @@ def test_the_golden_story(tmp_path, capfdbinary):
         assert step["logits"].startswith(expected), f"step {step['pos']} is the first that differs"
     assert out.decode() == STORY
     assert json.loads(read_lines(tmp_path / "t")[-1])["root"] == STORY_ROOT
-    assert formats.read(tmp_path / "t").header["model"].encode() in read_bytes(os.path.join(HERE, "README.md"))
+    assert formats.read(tmp_path / "t").header["model"].encode() in read_bytes(os.path.join(HERE, "docs", "verifying.md"))

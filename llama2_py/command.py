@@ -46,6 +46,7 @@ def make_parser() -> console.Parser:
     """The options. Those that a trace holds too are None if not given."""
     parser = console.Parser(prog=PROGRAM, description="Llama 2 inference in plain Python, exact to the bit.",
                             epilog='Example: python3 llama2.py stories42M.bin -i "Once upon a time" -n 100 -s 42')
+    parser.prompt = "-i"
     add = parser.add_argument
     add("checkpoint", nargs="?", help="a float checkpoint of llama2.c (default: the embedded model)")
     add("-t", "--temperature", type=float, help="0: always the likeliest token (default: 1.0)")
@@ -167,8 +168,9 @@ def merge(args: argparse.Namespace, log: Trace | None) -> Settings:
 class Run:
     """A run as its settings say: the model, the tokenizer, the sampler, the encoded prompt, the number of steps."""
 
-    def __init__(self, settings: Settings, path: str, tokenizer: str, workers: int):
-        """path and tokenizer: the files. Raises ValueError or OSError for files or settings that cannot be used."""
+    def __init__(self, settings: Settings, path: str, tokenizer: str | None, workers: int):
+        """path and tokenizer: the files; None: the tokenizer is looked for. Raises ValueError or OSError for files or
+        settings that cannot be used."""
         self.like, self.options, self.claims = settings.like, settings.options, settings.claims
         options = self.options
         self.sampler = llama2.Sampler(options["temperature"], options["p_value"], options["seed"], options["rng"],
@@ -178,7 +180,7 @@ class Run:
         try:
             config = self.transformer.config
             self.steps = options["steps"] = min(options["steps"] or config.seq_len, config.seq_len)
-            self.tokenizer = llama2.Tokenizer(tokenizer, config.vocab_size)
+            self.tokenizer = llama2.Tokenizer(tokenizer or find_tokenizer(path), config.vocab_size)
             self.tokens = self._encoded()
         except BaseException:
             self.transformer.close()
@@ -230,22 +232,29 @@ class Run:
 def open_run(args: argparse.Namespace, log: Trace | None = None) -> Run:
     """The run that the options ask for, or that a trace is of."""
     settings = merge(args, log)
-    return Run(settings, *find_files(args), args.workers)
+    if args.checkpoint is None:
+        return Run(settings, embedded("model.bin"), args.tokenizer or embedded("tokenizer.bin"), args.workers)
+    check_is_there(args.checkpoint)
+    return Run(settings, args.checkpoint, args.tokenizer, args.workers)
 
 
-def find_files(args: argparse.Namespace) -> tuple[str, str]:
-    """The paths of checkpoint and tokenizer."""
-    checkpoint = embedded("model.bin") if args.checkpoint is None else args.checkpoint
+def check_is_there(checkpoint: str) -> None:
+    """Raise ValueError if there is no such file, with what may have been meant."""
     if not os.path.exists(checkpoint):
         is_path = os.path.splitext(checkpoint)[1] or os.sep in checkpoint
         hint = "" if is_path else " (how a text begins is given with -i)"
         raise ValueError(f"{checkpoint}: No such file or directory{hint}")
-    if args.tokenizer is not None:
-        return checkpoint, args.tokenizer
-    if args.checkpoint is None:
-        return checkpoint, embedded("tokenizer.bin")
+
+
+def find_tokenizer(checkpoint: str) -> str:
+    """The tokenizer beside a checkpoint, or in the working directory. Raises ValueError if there is none."""
     beside = os.path.join(os.path.dirname(checkpoint), "tokenizer.bin")
-    return checkpoint, beside if os.path.exists(beside) else "tokenizer.bin"
+    for tokenizer in beside, "tokenizer.bin":
+        if os.path.exists(tokenizer):
+            return tokenizer
+    places = "" if beside == "tokenizer.bin" else f"no {beside}, and "
+    raise ValueError(f"no tokenizer for {checkpoint}: there is {places}no tokenizer.bin in the working directory; say "
+                     "where it is with -z")
 
 
 @functools.cache

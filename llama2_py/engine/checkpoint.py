@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from math import isfinite
 from struct import iter_unpack, unpack_from
 
+from llama2_py import console
 from llama2_py.engine.arithmetic import BYTE_ORDER
 
 
@@ -101,6 +102,8 @@ class Checkpoint:
             if self.size < 28:
                 raise ValueError(f"{path}: {self.size} bytes are too few for a checkpoint's header of 28")
             self.data = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+            if kind := console.kind_of(self.data[:64]):
+                raise ValueError(f"{path}: is {kind}")
             self._read_header()
         except BaseException:
             self.close()
