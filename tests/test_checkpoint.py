@@ -16,7 +16,7 @@ from tests.helpers import HERE, MODEL, bits, command, edited, failure, make_chec
 
 
 @pytest.mark.parametrize("field, value, message", [
-    (0, 0, "dim is 0"), (0, -16, "dim is -16"), (0, 2**24, "dim is 16777216"), (0, 0x46554747, "dim is 1179993926"),
+    (0, 0, "dim is 0"), (0, -16, "dim is -16"), (0, 2**24, "dim is 16777216"), (0, 1179993926, "dim is 1179993926"),
     (0, 18, "dim is 18, must be a multiple of n_heads, 4"), (0, 20, "dim / n_heads is 5, must be even"),
     (1, 0, "hidden_dim is 0"), (2, -1, "n_layers is -1"), (3, 2**31 - 1, "n_heads is 2147483647"),
     (4, 0, "n_kv_heads is 0"),

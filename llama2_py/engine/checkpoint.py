@@ -32,16 +32,34 @@ class Config:
     vocab_size: int
     seq_len: int     # the longest sequence: the context
     shared_classifier: bool = True  # is it the embedding?
+    # What a checkpoint of llama2.c does not say, and means
+    head_dim: int | None = None        # the dimensions of a head; None: dim / n_heads
+    norm_epsilon: float = 1e-05        # of rmsnorm
+    rope_theta: float = 10000.0        # of RoPE
+    rope_scaling: dict | None = None   # of RoPE: the factors of llama3, or the factor of linear
+    bos: int = 1                       # the token that begins a text
+    eos: tuple[int, ...] = (1, 2)      # the tokens that end one
 
     @property
     def head_size(self) -> int:
         """hs: the dimensions of a head."""
-        return self.dim // self.n_heads
+        return self.head_dim or self.dim // self.n_heads
 
     @property
     def kv_dim(self) -> int:
         """The length of all keys of a position, and of all values."""
         return self.n_kv_heads * self.head_size
+
+    def described(self) -> dict:
+        """What a trace's header says of the model: its shape, then those of its constants that are not llama2.c's."""
+        values = {**vars(self), "head_size": self.head_size, "eos": list(self.eos)}
+        usual = {"head_size": self.dim / self.n_heads, "norm_epsilon": 1e-05, "rope_theta": 10000.0,
+                 "rope_scaling": None, "bos": 1, "eos": [1, 2]}
+        different = [name for name, value in usual.items() if values[name] != value]
+        return {name: values[name] for name in [*SHAPE, *different]}
+
+
+SHAPE = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len", "shared_classifier")
 
 
 def shapes(c: Config) -> dict[str, tuple[int, int, int]]:
@@ -153,7 +171,7 @@ class Checkpoint:
         if shared and magic != self.MAGIC:
             offset += self._rope_tables()
         need(self.size == offset, "size", f"{self.size} bytes", f"{offset} for " + ", ".join(
-            f"{field} {value}" for field, value in vars(c).items()))
+            f"{field} {value}" for field, value in c.described().items()))
         self.tensors.setdefault("classifier", self.tensors["embedding"])
 
     def _rope_tables(self) -> int:
