@@ -42,6 +42,12 @@ FIXED = {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False
          "quantization_config": (None,)}
 
 
+def shown(value: Any) -> str:
+    """A value of JSON for a message; a string in quotes, so that it can be told from a number."""
+    text = printable(value, 100)
+    return f'"{text}"' if isinstance(value, str) and not text.startswith('"') else text
+
+
 class Fields:
     """An object of JSON whose fields are asked for by name and type. A field that is null counts as missing.
 
@@ -55,7 +61,7 @@ class Fields:
     def need(self, condition: bool, key: str, wanted: str) -> None:
         """Raise ValueError if the field is not as it must be."""
         if not condition:
-            value = printable(self.values[key], 100) if key in self.values else "missing"
+            value = shown(self.values[key]) if key in self.values else "missing"
             raise ValueError(f"{self.where}: {self.prefix}{printable(key, 100)} is {value}, must be {wanted}")
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -128,7 +134,7 @@ def read_kind(fields: Fields) -> str:
     known = type(names) is list and len(names) == 1 and type(names[0]) is str and names[0] in ARCHITECTURES
     fields.need(known, "architectures", " or ".join(f'["{name}"]' for name in ARCHITECTURES))
     kind = ARCHITECTURES[names[0]]
-    fields.need(fields.get("model_type", kind) == kind, "model_type", kind)
+    fields.need(fields.get("model_type", kind) == kind, "model_type", shown(kind))
     for key, supported in FIXED.items():
         check_fixed(fields, key, supported)
     return kind
@@ -138,7 +144,7 @@ def check_fixed(fields: Fields, key: str, supported: tuple) -> None:
     """Raise ValueError if a field is there and has another value than the supported one, or another type."""
     value = fields.get(key)
     same = any(type(value) is type(other) and value == other for other in supported)
-    fields.need(value is None or same, key, f"{printable(supported[0])}: nothing else is supported")
+    fields.need(value is None or same, key, f"{shown(supported[0])}: nothing else is supported")
 
 
 def check_heads(fields: Fields, c: Config) -> None:
@@ -174,11 +180,11 @@ def read_rope(fields: Fields) -> tuple[float, dict | None]:
     check_fixed(rope, "partial_rotary_factor", FIXED["partial_rotary_factor"])
     name = "type" if rope.get("rope_type") is None else "rope_type"
     kind = rope.get(name, "default")
-    rope.need(type(kind) is str and kind in SCALINGS, name, " or ".join(SCALINGS))
-    rope.need(rope.get("type", kind) == kind, "type", f"rope_type, {kind}")
+    rope.need(type(kind) is str and kind in SCALINGS, name, " or ".join(map(shown, SCALINGS)))
+    rope.need(rope.get("type", kind) == kind, "type", f"rope_type, {shown(kind)}")
     for key in rope.values:
         known = key in BESIDE or key in SCALINGS[kind]
-        rope.need(known or rope.get(key) is None, key, f"missing, where the type is {kind}")
+        rope.need(known or rope.get(key) is None, key, f"missing, where the type is {shown(kind)}")
     return theta, read_scaling(rope, kind)
 
 
@@ -233,6 +239,8 @@ def place_of_row(row: int, hs: int) -> int:
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CHUNK = 2**18    # numbers that tree_rows takes together, 1 MB of float32: faster than row by row
+RELEASE = 2**24  # bytes that tree_rows reads before it lets the system drop their pages
 SHARD = re.compile(r"[A-Za-z0-9][\w.+@=-]*\.safetensors", re.ASCII)  # a file's name, without a path
 
 
@@ -411,19 +419,20 @@ class Folder:
         for name, layer in in_tree_order(self.config):
             _, rows, columns = self.tensors[name]
             dtype = self.places[name, layer].tensor.dtype
-            step = max(1, 2**18 // columns)  # rows, about 1 MB of float32
+            step = max(1, CHUNK // columns)
             for first in range(0, rows, step):
                 numbers = float32_bytes(dtype, self._bytes(name, layer, first, min(first + step, rows)))
                 for start in range(0, len(numbers), 4 * columns):
                     yield numbers[start:start + 4 * columns]
                 read += len(numbers)
-                if read >= 2**24:  # every 16 MB
+                if read >= RELEASE:
                     self.release()
                     read = 0
 
     def sha256(self) -> str:
         """The model's hash, in hexadecimal: that of what `sha256sum config.json *.safetensors` prints of the files that
         are used, SHA256(HEX "  config.json\\n" HEX "  model.safetensors\\n")."""
+        self.check_unchanged()  # a map that was cut would end the process
         lines = [f"{hashlib.sha256(self.config_bytes).hexdigest()}  {CONFIG}\n"]
         for name, file in sorted(self.files.items()):
             digest = hashlib.sha256()

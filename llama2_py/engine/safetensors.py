@@ -111,7 +111,7 @@ class TensorFile:
     def _need(self, condition: bool, field: str, value: Any, wanted: str) -> None:
         """Raise ValueError if a field of the header is not as it must be."""
         if not condition:
-            raise ValueError(f"{self.path}: {printable(field, 200)} is {printable(value, 100)}, must be {wanted}")
+            raise ValueError(f"{self.path}: {field} is {printable(value, 100)}, must be {wanted}")
 
     def _read_header(self) -> dict[str, Tensor]:
         length, = unpack_from("<Q", self.data)
@@ -124,17 +124,17 @@ class TensorFile:
         self._check_metadata(header.pop("__metadata__", {}))
         tensors = {}
         for name, entry in header.items():
-            tensors[name] = self._read_entry(name, entry, begin)
+            tensors[name] = self._read_entry(printable(name, 100), entry, begin)
         self._check_offsets(tensors, begin)
         return tensors
 
     def _check_metadata(self, metadata: Any) -> None:
         self._need(type(metadata) is dict, "__metadata__", metadata, "an object of JSON")
         for key, value in metadata.items():
-            self._need(type(value) is str, f"__metadata__.{key}", value, "a string")
+            self._need(type(value) is str, f"__metadata__.{printable(key, 100)}", value, "a string")
 
     def _read_entry(self, name: str, entry: Any, begin: int) -> Tensor:
-        """What the header says of a tensor; begin: where the tensors' bytes begin in the file."""
+        """What the header says of a tensor; name: its printable name; begin: where the tensors' bytes begin."""
         self._need(type(entry) is dict and sorted(entry) == ["data_offsets", "dtype", "shape"], name, entry,
                    "an object of dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -152,13 +152,13 @@ class TensorFile:
 
     def _check_offsets(self, tensors: dict[str, Tensor], begin: int) -> None:
         """Every byte behind the header belongs to one tensor."""
-        place, last = begin, "the header"
+        place, last = begin, "the header"  # where what was looked at last ends
         for name, tensor in sorted(tensors.items(), key=by_offset):
+            name = printable(name, 100)
             self._need(tensor.start == place, f"the offset of {name}", tensor.start - begin,
-                       f"{place - begin}, where {printable(last, 100)} ends")
+                       f"{place - begin}, where {last} ends")
             place, last = tensor.stop, name
-        self._need(place == self.size, "the file's size", f"{self.size} bytes",
-                   f"{place}, where its last tensor ends")
+        self._need(place == self.size, "the file's size", self.size, f"{place} bytes, where {last} ends")
 
     def release(self) -> None:
         """Let the system drop the pages that were read; it reads them from the file again when they are needed."""
