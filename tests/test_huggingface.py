@@ -534,6 +534,7 @@ BAD_FILES = [
     (bytes(8), "the header's first byte is [], must be [123], a brace"),
     (struct.pack("<Q", 2**64 - 1) + b"{}", "the header's length is 18446744073709551615, must be at most 2"),
     (struct.pack("<Q", 3) + b"{}", "the header's length is 3, must be at most 2"),
+    (struct.pack("<Q", 2**24 + 1) + bytes(2**24 + 1), "the header's length is 16777217, must be at most 16777216"),
     (file_of(b"[]", b""), "the header's first byte is [91], must be [123], a brace"),
     (file_of(b" {}", b""), "the header's first byte is [32], must be [123], a brace"),
     (file_of(b"{", b""), "the header: cannot be read as JSON: "),
@@ -569,7 +570,7 @@ BAD_FILES = [
 ]
 
 
-@pytest.mark.parametrize("data, message", BAD_FILES)
+@pytest.mark.parametrize("data, message", BAD_FILES, ids=range(len(BAD_FILES)))
 def test_a_file_that_is_not_as_safetensors_has_it_is_refused(tmp_path, data, message):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(data)

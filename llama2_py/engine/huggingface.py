@@ -24,15 +24,14 @@ from typing import Any, NamedTuple
 from llama2_py import console
 from llama2_py.console import printable
 from llama2_py.engine.checkpoint import Config, in_tree_order, shapes
-from llama2_py.engine.safetensors import (VALUES, WEIGHTS, Tensor, TensorFile, file_identity, float32_bytes, read_json,
-                                          widened)
+from llama2_py.engine.safetensors import (MAX_JSON, VALUES, WEIGHTS, Tensor, TensorFile, file_identity, float32_bytes,
+                                          read_json, widened)
 
 # ----------------------------------------------------------------------------
 # config.json
 
 LARGEST_SIZE = 2**24 - 1    # of a dimension, as in a checkpoint of llama2.c
 LARGEST_NUMBER = 2.0**64    # of theta, epsilon and factors: no float32 that is computed from them overflows
-MAX_JSON = 2**24            # bytes of a JSON file
 REQUIRED = object()         # stands for a default where there is none
 
 # The architectures, and what config.json calls their kind
