@@ -6,7 +6,6 @@ import math
 import os
 import random
 import struct
-from array import array
 
 import pytest
 from hypothesis import given
@@ -381,7 +380,8 @@ REFUSED = [  # what stands in config.json beside CONFIG, and how the message goe
                            ([2], "[2]")]],
     ({"architectures": ["GPT2LMHeadModel"]}, 'architectures is ["GPT2LMHeadModel"], must be ["LlamaForCausalLM"] or '
                                              '["MistralForCausalLM"]'),
-    ({"architectures": None}, "architectures is null, must be"), ({"architectures": []}, "architectures is [], must be"),
+    ({"architectures": None}, "architectures is null, must be"),
+    ({"architectures": []}, "architectures is [], must be"),
     ({"architectures": "LlamaForCausalLM"}, 'architectures is "LlamaForCausalLM", must be'),
     ({"architectures": [["LlamaForCausalLM"]]}, 'architectures is [["LlamaForCausalLM"]], must be'),
     ({"model_type": "qwen2"}, 'model_type is "qwen2", must be "llama"'),
@@ -535,6 +535,7 @@ BAD_FILES = [
     (struct.pack("<Q", 2**64 - 1) + b"{}", "the header's length is 18446744073709551615, must be at most 2"),
     (struct.pack("<Q", 3) + b"{}", "the header's length is 3, must be at most 2"),
     (struct.pack("<Q", 2**24 + 1) + bytes(2**24 + 1), "the header's length is 16777217, must be at most 16777216"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 13\n", "is a pointer of Git LFS, must be"),
     (file_of(b"[]", b""), "the header's first byte is [91], must be [123], a brace"),
     (file_of(b" {}", b""), "the header's first byte is [32], must be [123], a brace"),
     (file_of(b"{", b""), "the header: cannot be read as JSON: "),
@@ -695,7 +696,8 @@ def test_a_tensor_that_is_missing_or_of_another_shape_or_type_is_named(tmp_path,
 
 
 @pytest.mark.parametrize("name", ["lm_head.bias", "model.layers.0.self_attn.q_proj.bias", "model.layers.0.x",
-                                  "model.layers.2.input_layernorm.weight", "model.layers.0.self_attn.q_proj.weight_scale"])
+                                  "model.layers.2.input_layernorm.weight",
+                                  "model.layers.0.self_attn.q_proj.weight_scale"])
 def test_a_tensor_for_which_the_model_has_no_place_is_refused(tmp_path, name):
     write_folder(tmp_path, tensors={**random_tensors(), name: ("F32", [1], bytes(4))})
     assert refusal(tmp_path) == (f"{tmp_path}/model.safetensors: holds {name}, for which the model of config.json has "
@@ -710,16 +712,33 @@ def test_buffers_of_old_versions_are_left_out_as_transformers_does(tmp_path):
                                                     for shape in model_shapes(CONFIG).values())
 
 
-@pytest.mark.parametrize("stored", [False, True])
-def test_a_tied_classifier_is_the_embedding_whatever_is_stored_beside_it(tmp_path, stored):
-    tied = {**CONFIG, "tie_word_embeddings": True}
-    tensors = random_tensors(CONFIG if stored else tied)
-    assert (HEAD in tensors) == stored
-    with opened(write_folder(tmp_path, tied, tensors)) as folder:
+TIED = {**CONFIG, "tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize("stored", [None, "BF16", "F32"])
+def test_a_tied_classifier_is_the_embedding_also_where_it_is_stored_again(tmp_path, stored):
+    tensors = random_tensors(TIED, "BF16")
+    dtype, shape, data = tensors[EMBEDDING]
+    if stored is not None:
+        tensors[HEAD] = stored, shape, data if stored == dtype else float32_bytes(dtype, data)
+    with opened(write_folder(tmp_path, TIED, tensors)) as folder:
         assert folder.rows("classifier") == folder.rows("embedding")
-        assert folder.tensors["classifier"] == folder.tensors["embedding"]
-        assert len(list(folder.tree_rows())) == len(list(in_tree_order(folder.config))) + sum(
-            shape[0] - 1 for name, shape in model_shapes(tied).items() if len(shape) == 2)
+        assert folder.tensors["classifier"] == folder.tensors["embedding"] and folder.is_shared("classifier")
+        rows = sum(shape[0] if len(shape) == 2 else 1 for shape in model_shapes(TIED).values())
+        assert len(list(folder.tree_rows())) == rows
+
+
+def test_a_classifier_that_is_to_be_the_embedding_and_is_not_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("llama2_py.engine.huggingface.CHUNK", 30)
+    tensors = random_tensors(TIED)
+    dtype, shape, data = tensors[EMBEDDING]
+    for at in 0, len(data) // 2, len(data) - 1:
+        other = data[:at] + bytes([data[at] ^ 1]) + data[at + 1:]
+        write_folder(tmp_path, TIED, {**tensors, HEAD: (dtype, shape, other)})
+        assert refusal(tmp_path) == (f"{tmp_path}/config.json: tie_word_embeddings is true, must be false where {HEAD} "
+                                     f"differs from {EMBEDDING}")
+    write_folder(tmp_path, TIED, {**tensors, HEAD: (dtype, [19, 12], data[:-48])})
+    assert refusal(tmp_path).startswith(f"{tmp_path}/model.safetensors: {HEAD}.shape is [19, 12], must be [20, 12]")
 
 
 def test_a_config_of_many_layers_is_refused_at_the_first_that_is_missing(tmp_path):

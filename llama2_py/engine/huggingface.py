@@ -11,7 +11,8 @@ offers, so that all else in this project can use either. But:
 - the rows of wq and wk stand in run.c's order, in which neighbours turn together: transformers turns row i of a head
   with row i + hs / 2, and here they are rows 2i and 2i + 1. So a folder and a file of the same model have one layout;
 - what would change the results and is not supported is an error that names it, where transformers warns: a key of
-  config.json, a kind of RoPE scaling, a tensor that the model has no place for;
+  config.json, a kind of RoPE scaling, a tensor that the model has no place for, or a classifier that is to be the
+  embedding and is not;
 - a Mistral's context ends where its window does, since up to there the window leaves nothing out.
 """
 import hashlib
@@ -19,6 +20,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from operator import eq
 from typing import Any, NamedTuple
 
 from llama2_py import console
@@ -238,7 +240,7 @@ def place_of_row(row: int, hs: int) -> int:
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-CHUNK = 2**18    # numbers that tree_rows takes together, 1 MB of float32: faster than row by row
+CHUNK = 2**18    # numbers that are widened together, 1 MB of float32: faster than row by row
 RELEASE = 2**24  # bytes that tree_rows reads before it lets the system drop their pages
 SHARD = re.compile(r"[A-Za-z0-9][\w.+@=-]*\.safetensors", re.ASCII)  # a file's name, without a path
 
@@ -273,9 +275,6 @@ class Folder:
         except BaseException:
             self.close()
             raise
-        if self.config.shared_classifier:
-            self.tensors["classifier"] = self.tensors["embedding"]
-            self.places["classifier", 0] = self.places["embedding", 0]
 
     def _join(self, name: str) -> str:
         return os.path.join(self.path, name)
@@ -351,11 +350,24 @@ class Folder:
             self.places[tensor, layer] = place = contents.pop(name)
             self._check_place(tensor, place)
         if self.config.shared_classifier:
-            contents.pop(NAMES["classifier"], None)  # transformers takes the embedding in its place
+            self._tie(contents.pop(NAMES["classifier"], None))
         for name, place in contents.items():
             if not IGNORED.search(name):
                 raise ValueError(f"{place.file.path}: holds {printable(name, 100)}, for which the model of {CONFIG} "
                                  f"has no place")
+
+    def _tie(self, stored: Place | None) -> None:
+        """Take the embedding as the classifier. stored: a classifier that is there nevertheless; raises ValueError if
+        it is not the same, since transformers 4 takes the embedding then, and transformers 5 the classifier."""
+        self.tensors["classifier"] = self.tensors["embedding"]
+        if stored is not None:
+            self._check_place("classifier", stored)
+            self.places["classifier", 0] = stored
+            if not all(map(eq, self._float32("classifier"), self._float32("embedding"))):
+                raise ValueError(f"{self._join(CONFIG)}: tie_word_embeddings is true, must be false where "
+                                 f"{stored.name} differs from {NAMES['embedding']}")
+            self.release()
+        self.places["classifier", 0] = self.places["embedding", 0]
 
     def _check_place(self, tensor: str, place: Place) -> None:
         dtype, shape = place.tensor.dtype, list(place.tensor.shape)
@@ -416,17 +428,22 @@ class Folder:
         weights."""
         read = 0
         for name, layer in in_tree_order(self.config):
-            _, rows, columns = self.tensors[name]
-            dtype = self.places[name, layer].tensor.dtype
-            step = max(1, CHUNK // columns)
-            for first in range(0, rows, step):
-                numbers = float32_bytes(dtype, self._bytes(name, layer, first, min(first + step, rows)))
-                for start in range(0, len(numbers), 4 * columns):
-                    yield numbers[start:start + 4 * columns]
+            width = 4 * self.tensors[name][2]
+            for numbers in self._float32(name, layer):
+                for start in range(0, len(numbers), width):
+                    yield numbers[start:start + width]
                 read += len(numbers)
                 if read >= RELEASE:
                     self.release()
                     read = 0
+
+    def _float32(self, name: str, layer: int = 0) -> Iterator[bytes]:
+        """A tensor's rows as little-endian float32, some rows at a time."""
+        _, rows, columns = self.tensors[name]
+        dtype = self.places[name, layer].tensor.dtype
+        step = max(1, CHUNK // columns)
+        for first in range(0, rows, step):
+            yield float32_bytes(dtype, self._bytes(name, layer, first, min(first + step, rows)))
 
     def sha256(self) -> str:
         """The model's hash, in hexadecimal: that of what `sha256sum config.json *.safetensors` prints of the files that

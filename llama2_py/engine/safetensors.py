@@ -8,8 +8,9 @@ A file is the length of its header (8 bytes, little endian), the header, and the
 
     {"__metadata__":{"format":"pt"},"lm_head.weight":{"dtype":"BF16","shape":[420,64],"data_offsets":[0,53760]},...}
 
-Weights of 16 bits take one of 65,536 values. Their rows are tuples of references into one table of floats: 8 bytes a
-weight in place of 40, read in 31 ns a weight in place of 48 (CPython 3.11; 43 and 65 on 3.13).
+Weights of 16 bits take one of 65,536 values. Their rows are tuples of references into one table of floats, 8 bytes a
+weight in place of 40. The table stays in the processor's cache, so that a product takes 6.5 ns a weight in place of 7.5
+(CPython 3.11; 8.0 and 9.0 on 3.13). Reading them takes as long as reading floats.
 """
 import contextlib
 import functools
@@ -77,6 +78,7 @@ def refuse_constant(name: str) -> NoReturn:
 # The types of numbers that the format has, and their bytes
 SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
          "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
+POINTER = b"version https://git-lfs."  # how a file begins that Git LFS has left in place of a large one
 LENGTH = 8           # bytes of the header's length
 MAX_DIMENSIONS = 64  # of a tensor: far more than any has
 
@@ -105,6 +107,8 @@ class TensorFile:
             if self.size < LENGTH:
                 raise ValueError(f"{path}: {self.size} bytes are too few for the length of a header, {LENGTH}")
             self.data = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+            if self.data[:len(POINTER)] == POINTER:
+                raise ValueError(f"{path}: is a pointer of Git LFS, must be the file itself (git lfs pull)")
             self.tensors = self._read_header()  # name -> Tensor
         except BaseException:
             self.close()
@@ -248,7 +252,7 @@ def shared_rows(values: tuple[float, ...], columns: int, codes: array) -> list[t
 
         [tuple([values[code] for code in row]) for row in rows of the codes]
 
-    iter_unpack and itemgetter do this in C, three times as fast.
+    iter_unpack and itemgetter do this in C, at half the time.
     """
     if columns == 1:  # itemgetter of one item gives no tuple
         return [(values[code],) for code in codes]
