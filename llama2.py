@@ -38,16 +38,17 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from math import inf, isfinite, sqrt
+from math import inf, isfinite, pi, sqrt
 from operator import add, mul, sub
 from struct import unpack_from
 from typing import Any
 
 from llama2_py import console
 from llama2_py.engine.arithmetic import ARITHMETIC, Arithmetic, R, r, running_sums
-from llama2_py.engine.checkpoint import Checkpoint
+from llama2_py.engine.checkpoint import Config
 from llama2_py.engine.coins import GENERATORS
 from llama2_py.engine.merging import merge
+from llama2_py.engine.models import open_checkpoint
 from llama2_py.engine.rows import free_memory, split, unpacked_size
 from llama2_py.engine.workers import Shard, Team, gather, matvec, open_shard
 
@@ -56,10 +57,10 @@ from llama2_py.engine.workers import Shard, Team, gather, matvec, open_shard
 # (run.c's matmul is engine/workers.matvec, engine/rows.Rows.times and A.dots.)
 
 
-def rmsnorm(A: Arithmetic, x: Sequence[float], weight: Sequence[float]) -> tuple[float, ...]:
-    """x (d), weight (d) -> (d): x / sqrt(mean(x^2) + 1e-5) * weight"""
+def rmsnorm(A: Arithmetic, x: Sequence[float], weight: Sequence[float], epsilon: float = 1e-5) -> tuple[float, ...]:
+    """x (d), weight (d) -> (d): x / sqrt(mean(x^2) + epsilon) * weight"""
     s = A.dot(x, x)
-    s = r(r(s / len(x)) + r(1e-5))
+    s = r(r(s / len(x)) + r(epsilon))
     s = r(1.0 / r(sqrt(s)))
     return R([w * v for w, v in zip(weight, R([s * v for v in x]), strict=True)])
 
@@ -72,11 +73,32 @@ def softmax(A: Arithmetic, x: Sequence[float]) -> tuple[float, ...]:
     return R([v / total for v in e])
 
 
-def rope_angles(A: Arithmetic, pos: int, hs: int) -> tuple[list[float], list[float]]:
+def rope_angles(A: Arithmetic, pos: int, config: Config) -> tuple[list[float], list[float]]:
     """The cosines and sines, (hs / 2) each, of the angles by which a position turns the pairs of a head:
-    pos / 10000^(2i / hs)."""
-    angles = [r(pos * r(1.0 / A.pow(10000.0, r(2 * i / hs)))) for i in range(hs // 2)]
+    pos / theta^(2i / hs), where theta is 10000, unless the config says otherwise."""
+    hs = config.head_size
+    frequencies = [r(1.0 / A.pow(r(config.rope_theta), r(2 * i / hs))) for i in range(hs // 2)]
+    if config.rope_scaling:
+        frequencies = [scaled_frequency(f, **config.rope_scaling) for f in frequencies]
+    angles = [r(pos * f) for f in frequencies]
     return [A.cos(a) for a in angles], [A.sin(a) for a in angles]
+
+
+def scaled_frequency(f: float, factor: float, low_freq_factor: float | None = None, high_freq_factor: float = 0.0,
+                     original_max_position_embeddings: int = 0) -> float:
+    """A frequency of RoPE in a model whose context was lengthened after its training: positions shrink by the factor.
+    In Llama 3 only long waves do, short ones stay, and between the two limits one passes into the other."""
+    slow = r(f / r(factor))
+    if low_freq_factor is None:
+        return slow
+    low, high, original = r(low_freq_factor), r(high_freq_factor), r(original_max_position_embeddings)
+    wavelength = r(r(2 * pi) / f)
+    if wavelength < r(original / high):
+        return f
+    if wavelength > r(original / low):
+        return slow
+    s = r(r(r(original / wavelength) - low) / r(high - low))
+    return r(r(r(r(1.0 - s) * f) / r(factor)) + r(s * f))
 
 
 def rope(x: Sequence[float], cos: list[float], sin: list[float]) -> tuple[float, ...]:
@@ -140,11 +162,12 @@ async def forward(shard: Shard, token: int, pos: int, see: Callable, wanted: boo
     by way of Team.run and Shard.passes; workers.run_together drives the coroutine.
     """
     A = shard.arithmetic
-    cos, sin = rope_angles(A, pos, shard.config.head_size)                         # (hs / 2)
+    cos, sin = rope_angles(A, pos, shard.config)                                   # (hs / 2)
+    epsilon = shard.config.norm_epsilon
     x = see(None, "embedding", shard.embedding(token))                             # (dim)
     for l, (w, cache) in enumerate(zip(shard.layers, shard.caches, strict=True)):
         # attention, and the residual connection around it
-        normed = see(l, "attention_norm", rmsnorm(A, x, w.rms_att))                # (dim)
+        normed = see(l, "attention_norm", rmsnorm(A, x, w.rms_att, epsilon))       # (dim)
         q = see(l, "q", rope(await matvec(w.wq, normed), cos, sin))                # (dim)
         k = see(l, "k", rope(await matvec(w.wk, normed), cos, sin))                # (kv_dim)
         v = see(l, "v", await matvec(w.wv, normed))                                # (kv_dim)
@@ -155,13 +178,13 @@ async def forward(shard: Shard, token: int, pos: int, see: Callable, wanted: boo
         out = see(l, "attention_out", await gather(await matvec(w.wo, mixed)))     # (dim)
         x = see(l, "attention_residual", residual(x, out))                         # (dim)
         # the feed-forward network, and the residual connection around it
-        normed = see(l, "ffn_norm", rmsnorm(A, x, w.rms_ffn))                      # (dim)
+        normed = see(l, "ffn_norm", rmsnorm(A, x, w.rms_ffn, epsilon))             # (dim)
         gate = see(l, "gate", await matvec(w.w1, normed))                          # (hidden_dim)
         up = see(l, "up", await matvec(w.w3, normed))                              # (hidden_dim)
         hidden = see(l, "swiglu", await gather(swiglu(A, gate, up)))               # (hidden_dim)
         out = see(l, "ffn_out", await gather(await matvec(w.w2, hidden)))          # (dim)
         x = see(l, "ffn_residual", residual(x, out))                               # (dim)
-    x = see(None, "final_norm", rmsnorm(A, x, shard.rms_final))                    # (dim)
+    x = see(None, "final_norm", rmsnorm(A, x, shard.rms_final, epsilon))           # (dim)
     return await matvec(shard.classifier, x) if wanted else ()                     # (vocab)
 
 
@@ -181,7 +204,7 @@ class Transformer:
         self.length = 0    # positions in the key and value cache
         self.whole = True  # False while a step changes the cache
         self.team = Team()
-        self.checkpoint = Checkpoint(path)
+        self.checkpoint = open_checkpoint(path)
         self.config = self.checkpoint.config
         try:
             unpacked = self.fits(A)
@@ -239,8 +262,9 @@ class Transformer:
     def logits_after(self, outputs: Sequence[Sequence[float]]) -> list[Sequence[float]]:
         """What the model would say if its layers ended earlier: outputs of layers, (n, dim) -> (n, vocab). In one
         process."""
-        final = [rmsnorm(self.shard.arithmetic, x, self.shard.rms_final) for x in outputs]
-        return self.shard.classifier.times(final) if final else []
+        shard, epsilon = self.shard, self.config.norm_epsilon
+        final = [rmsnorm(shard.arithmetic, x, shard.rms_final, epsilon) for x in outputs]
+        return shard.classifier.times(final) if final else []
 
     def close(self) -> None:
         """End the workers and let go of the file."""
@@ -450,7 +474,8 @@ class Drafted:
 
 def generate(transformer: Transformer | Drafted, tokenizer: Tokenizer, sampler: Sampler, prompt: Sequence[int],
              steps: int, observe: Callable | None = None, logits: bool = False) -> Iterator[Step]:
-    """Yield a Step for each position, until there are `steps` of them or BOS is sampled.
+    """Yield a Step for each position, until there are `steps` of them or a token comes that ends a text: BOS, in a file of
+    llama2.c.
 
     prompt is encoded, and has one token at least. observe sees every operation before its step is yielded; logits=True
     asks for the logits within the prompt too.
@@ -462,7 +487,7 @@ def generate(transformer: Transformer | Drafted, tokenizer: Tokenizer, sampler: 
         row = transformer.forward(token, pos, observe, logits or not forced)
         next_token = prompt[pos + 1] if forced else sampler.sample(row)
         yield Step(pos, token, next_token, tokenizer.decode(token, next_token), row)
-        if next_token == BOS:
+        if next_token in transformer.checkpoint.ends:
             return
         token = next_token
 

@@ -210,7 +210,7 @@ class Run:
         """What a trace of this run says first."""
         if self.like == "llama2-rs":
             return {"model_path": self.path, "prompt": self.prompt, "steps": self.steps}
-        checkpoint, config, s = self.transformer.checkpoint, vars(self.transformer.config), self.sampler
+        checkpoint, config, s = self.transformer.checkpoint, self.transformer.config.described(), self.sampler
         return {"model": checkpoint.sha256(), "weights": weights_root(config, checkpoint.tree_rows()),
                 "config": config, "tokenizer": self.tokenizer.sha256, "arithmetic": s.arithmetic.name, "rng": s.rng,
                 "temperature": s.temperature, "p_value": s.p_value, "seed": s.seed, "steps": self.steps,
@@ -287,7 +287,7 @@ def compare(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
 
 def sinks_of(run: Run, args: argparse.Namespace, out: BinaryIO) -> tuple[list, list[Callable]]:
     """What takes the steps of a run, the printed text first; and the observers of its operations."""
-    sinks: list = [console.Text(out, run.like)]
+    sinks: list = [console.Text(out, run.like, run.transformer.checkpoint.ends)]
     observers = []
     if args.logits is not None or args.dump is not None:
         from llama2_py.doctor import numbers

@@ -200,12 +200,13 @@ def printer(out: BinaryIO, like: str | None) -> Callable[[bytes], None]:
 class Text:
     """Prints the text of a run, step by step."""
 
-    def __init__(self, out: BinaryIO, like: str | None):
-        self.write, self.like = printer(out, like), like
+    def __init__(self, out: BinaryIO, like: str | None, ends: Sequence[int]):
+        """ends: the tokens that end a run."""
+        self.write, self.like, self.ends = printer(out, like), like, ends
 
     def step(self, step: Any) -> None:
-        """Print the token that follows; BOS, 1, only as llama2-rs does."""
-        if step.next != 1 or self.like == "llama2-rs":
+        """Print the token that follows; one that ends the run only as llama2-rs does."""
+        if step.next not in self.ends or self.like == "llama2-rs":
             self.write(step.piece)
 
     def finish(self) -> None:

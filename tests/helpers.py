@@ -267,7 +267,7 @@ class Scripted:
         self.script, self.calls = script, []
         self.config = Config(0, 0, 0, 0, 0, 280, seq_len)
         self.checkpoint = self
-        self.path = "scripted.bin"
+        self.path, self.ends = "scripted.bin", (1,)
 
     def forward_chunk(self, tokens, pos, observers=(), skip=0):
         self.calls.append((list(tokens), pos, skip))

@@ -25,7 +25,7 @@ from tests.helpers import SHAPES, bits
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 12, "intermediate_size": 10,
           "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 20,
-          "max_position_embeddings": 16, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": [1, 2]}
+          "max_position_embeddings": 16, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": [2]}
 HEAD_SIZE = 6
 FORMS = {"F32": "f", "F16": "e", "BF16": "H"}
 Q, K = "model.layers.{}.self_attn.q_proj.weight", "model.layers.{}.self_attn.k_proj.weight"
@@ -460,8 +460,8 @@ def test_a_mistral_must_say_whether_it_has_a_window(tmp_path):
 
 
 @pytest.mark.parametrize("generation, bos, eos", [
-    ({}, 1, (1, 2)), ({"bos_token_id": 5, "eos_token_id": [7, 8]}, 5, (7, 8)), ({"eos_token_id": 4}, 1, (4,)),
-    ({"bos_token_id": None, "eos_token_id": None}, 1, (1, 2))])
+    ({}, 1, (2,)), ({"bos_token_id": 5, "eos_token_id": [7, 8]}, 5, (7, 8)), ({"eos_token_id": 4}, 1, (4,)),
+    ({"bos_token_id": None, "eos_token_id": None}, 1, (2,))])
 def test_generation_config_names_the_tokens_where_it_does(tmp_path, generation, bos, eos):
     with opened(write_folder(tmp_path, generation=generation)) as folder:
         assert (folder.config.bos, folder.config.eos) == (bos, eos)
@@ -481,10 +481,10 @@ def test_a_header_says_of_a_config_only_what_differs_from_llama2_c():
                  shared_classifier=True)
     assert list(Config(**shape).described().items()) == list(shape.items())
     assert Config(**shape, head_dim=6).described() == shape
-    every = {"eos": (2,), "bos": 0, "rope_scaling": {"factor": 2.0}, "rope_theta": 1e5, "norm_epsilon": 1e-6}
+    every = {"eos": (3,), "bos": 0, "rope_scaling": {"factor": 2.0}, "rope_theta": 1e5, "norm_epsilon": 1e-6}
     assert list(Config(**shape, head_dim=4, **every).described().items()) == [
         *shape.items(), ("head_size", 4), ("norm_epsilon", 1e-6), ("rope_theta", 1e5),
-        ("rope_scaling", {"factor": 2.0}), ("bos", 0), ("eos", [2])]
+        ("rope_scaling", {"factor": 2.0}), ("bos", 0), ("eos", [3])]
     assert Config(**{**shape, "dim": 13}, head_dim=6).described()["head_size"] == 6
 
 

@@ -216,7 +216,7 @@ def evidence(run):
 class SimpleEvidence:
     def __init__(self, log, event, party, tree, file):
         self.log, self.event, self.party, self.tree, self.file = log, event, party, tree, file
-        self.config = vars(file.config)
+        self.config = file.config.described()
 
 
 @pytest.mark.parametrize("kind", KINDS[:-1])

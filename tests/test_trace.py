@@ -54,7 +54,7 @@ def test_weights_are_the_tree_over_the_rows_whatever_the_file(files, shape):
     found = []
     for path in files[shape], files[f"{shape}, version 0"]:
         checkpoint = Checkpoint(path)
-        config = vars(checkpoint.config)
+        config = checkpoint.config.described()
         assert events.weights_root(config, checkpoint.tree_rows()) == weights_definition(
             config, plain.Model(files[f"{shape}, version 0"]))
         found.append(config)
@@ -182,7 +182,7 @@ def test_a_wrong_claim_beside_verify_is_noticed(traces, model, capfdbinary, clai
 
 
 def test_another_model_or_tokenizer_is_noticed_and_so_is_what_came_of_it(files, traces, model, tmp_path, capfdbinary):
-    checkpoint = llama2.Checkpoint(files["grouped"])
+    checkpoint = Checkpoint(files["grouped"])
     offset, rows, columns = checkpoint.tensors["wo"]
     at = offset + 4 * rows * columns  # the first weight of layer 1
     weight = struct.unpack_from("<I", checkpoint.data, at)[0]
@@ -1068,7 +1068,7 @@ def test_a_proof_of_another_trace_is_noticed(traces, tmp_path, capfdbinary):
 def test_diff_names_the_first_operation_that_differs(files, traces, model, tmp_path, capfdbinary):
     assert command(capfdbinary, "diff", traces["op"], traces["op"], program=tracing) == (
         0, b"the two traces are equal\n", "")
-    checkpoint = llama2.Checkpoint(files["grouped"])
+    checkpoint = Checkpoint(files["grouped"])
     offset, rows, columns = checkpoint.tensors["w1"]
     weight = struct.unpack_from("<I", checkpoint.data, offset)[0]
     other = edited(files["grouped"], tmp_path / "other.bin", offset, "I", weight ^ 1 << 22)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import llama2
 from llama2_py.engine import workers
+from llama2_py.engine.checkpoint import Checkpoint
 from tests.helpers import (HERE, Scripted, bits, command, edited, failure, forward_definition, interruptible,
                       make_checkpoint, numbers, run_forward, tell)
 
@@ -270,7 +271,7 @@ def test_ctrl_c_while_workers_start_leaves_none_behind(files, monkeypatch, other
 
 
 def test_a_worker_that_cannot_read_the_model_ends_the_run(files, tmp_path, capfdbinary, monkeypatch):
-    checkpoint = llama2.Checkpoint(files["grouped"])
+    checkpoint = Checkpoint(files["grouped"])
     offset, rows, columns = checkpoint.tensors["classifier"]
     # the last worker's
     path = edited(files["grouped"], tmp_path / "bad.bin", offset + 4 * (rows * columns - 1), "f", math.nan)

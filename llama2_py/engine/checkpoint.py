@@ -38,7 +38,7 @@ class Config:
     rope_theta: float = 10000.0        # of RoPE
     rope_scaling: dict | None = None   # of RoPE: the factors of llama3, or the factor of linear
     bos: int = 1                       # the token that begins a text
-    eos: tuple[int, ...] = (1, 2)      # the tokens that end one
+    eos: tuple[int, ...] = (2,)        # the tokens that end one
 
     @property
     def head_size(self) -> int:
@@ -53,10 +53,22 @@ class Config:
     def described(self) -> dict:
         """What a trace's header says of the model: its shape, then those of its constants that are not llama2.c's."""
         values = {**vars(self), "head_size": self.head_size, "eos": list(self.eos)}
-        usual = {"head_size": self.dim / self.n_heads, "norm_epsilon": 1e-05, "rope_theta": 10000.0,
-                 "rope_scaling": None, "bos": 1, "eos": [1, 2]}
+        usual = {"head_size": self.dim / self.n_heads if self.head_dim else self.head_size, "norm_epsilon": 1e-05, "rope_theta": 10000.0,
+                 "rope_scaling": None, "bos": 1, "eos": [2]}
         different = [name for name, value in usual.items() if values[name] != value]
         return {name: values[name] for name in [*SHAPE, *different]}
+
+    @classmethod
+    def of(cls, described: dict) -> "Config":
+        """The config that a trace's header describes."""
+        values = {"eos": (2,), **described}
+        values["head_dim"] = values.pop("head_size", None)
+        return cls(**{**values, "eos": tuple(values["eos"])})
+
+    @property
+    def is_llama2c(self) -> bool:
+        """Are the constants those of llama2.c?"""
+        return list(self.described()) == list(SHAPE)
 
 
 SHAPE = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len", "shared_classifier")
@@ -110,6 +122,7 @@ class Checkpoint:
     """
 
     MAGIC = 0x616B3432  # "ak42": version 1 or later; version 0 has no magic
+    ends = (1,)         # the tokens that end a run: BOS, with which another text would begin
 
     def __init__(self, path: str):
         self.path = path
@@ -190,6 +203,10 @@ class Checkpoint:
         if check and not all(map(isfinite, map(sum, result))):  # finite binary32 numbers never overflow a binary64 sum
             raise ValueError(f"{self.path}: {name} of layer {layer} holds a weight that is not finite")
         return result
+
+    def is_shared(self, name: str) -> bool:
+        """Do all rows of a matrix refer to one table of floats?"""
+        return False
 
     def release(self) -> None:
         """Let the system drop the pages that were read; it reads them from the file again when they are needed."""

@@ -268,6 +268,7 @@ class Folder:
             self.config_bytes = self._read(CONFIG)
             fields = Fields(self._join(CONFIG), read_json(self._join(CONFIG), self.config_bytes))
             self.config = read_config(fields, self._generation())
+            self.ends = (1, 2) if self.config.eos == (2,) else self.config.eos  # the tokens that end a run
             weight_map = self._open_weights()
             self.tensors = shapes(self.config)  # name -> layers, rows and columns of each
             self.places: dict[tuple[str, int], Place] = {}

@@ -40,17 +40,20 @@ def free_memory() -> int:
 
 def unpacked_size(arithmetic: Arithmetic, checkpoint: Any) -> int:
     """Bytes that the matrices of a model take in memory, in blocks as Rows has them."""
-    kinds = [(checkpoint.config.n_layers, *checkpoint.tensors[name][1:]) for name in MATRICES]
-    kinds.append((1, *checkpoint.tensors["classifier"][1:]))
-    return sum(count * matrix_size(arithmetic, rows, columns) for count, rows, columns in kinds)
+    size = 0
+    for name in (*MATRICES, "classifier"):
+        _, rows, columns = checkpoint.tensors[name]
+        one = matrix_size(arithmetic, rows, columns, checkpoint.is_shared(name))
+        size += one * (1 if name == "classifier" else checkpoint.config.n_layers)
+    return size
 
 
-def matrix_size(arithmetic: Arithmetic, rows: int, columns: int) -> int:
-    """Bytes that a matrix takes in memory."""
+def matrix_size(arithmetic: Arithmetic, rows: int, columns: int, shared: bool = False) -> int:
+    """Bytes that a matrix takes in memory; shared: do its rows refer to one table of floats?"""
     step = max(1, BLOCK // columns)
     full, rest = divmod(rows, step)
-    size = full * arithmetic.Matrix.memory(step, columns)
-    return size + (arithmetic.Matrix.memory(rest, columns) if rest else 0)
+    size = full * arithmetic.Matrix.memory(step, columns, shared)
+    return size + (arithmetic.Matrix.memory(rest, columns, shared) if rest else 0)
 
 
 def partition(n: int, index: int, count: int) -> range:

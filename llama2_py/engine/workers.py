@@ -24,7 +24,8 @@ from itertools import chain
 from typing import Any
 
 from llama2_py.engine.arithmetic import Arithmetic
-from llama2_py.engine.checkpoint import MATRICES, Checkpoint
+from llama2_py.engine.checkpoint import MATRICES
+from llama2_py.engine.models import open_checkpoint
 from llama2_py.engine.rows import Rows, partition, split
 
 # ----------------------------------------------------------------------------
@@ -114,7 +115,7 @@ class Shard:
 def open_shard(path: str, identity: tuple, A: Arithmetic, forward: Callable, unpacked: bool, index: int, count: int
                ) -> Shard:
     """A worker's shard, with a checkpoint that it opens itself and that must be the one with this identity."""
-    checkpoint = Checkpoint(path)
+    checkpoint = open_checkpoint(path)
     checkpoint.check_unchanged(identity)
     return Shard(checkpoint, A, forward, index, count, unpacked)
 

@@ -18,6 +18,7 @@ import merkle
 from llama2_py.console import VerificationError, printable
 from llama2_py.engine import graph
 from llama2_py.engine.arithmetic import to_bytes
+from llama2_py.engine.checkpoint import Config
 from llama2_py.engine.graph import OPERATIONS
 
 FORMAT = "llama2.py trace 2"
@@ -46,9 +47,15 @@ def weights_root(config: dict, rows: Iterable[bytes]) -> str:
 
 LEVELS = ("step", "layer", "op")
 
-HEX, SIZE = object(), object()  # 64 hexadecimal digits; an integer as a checkpoint's header has it
+# 64 hexadecimal digits; an integer as a checkpoint's header has it; a float above 0
+HEX, SIZE, POSITIVE = object(), object(), object()
 CONFIG = {"dim": SIZE, "hidden_dim": SIZE, "n_layers": SIZE, "n_heads": SIZE, "n_kv_heads": SIZE, "vocab_size": SIZE,
           "seq_len": SIZE, "shared_classifier": bool}
+# What follows there if it is not as in llama2.c, in this order (engine/checkpoint.py: Config)
+CONSTANTS = {"head_size": SIZE, "norm_epsilon": POSITIVE, "rope_theta": POSITIVE, "rope_scaling": dict, "bos": int,
+             "eos": list}
+SCALINGS = [{"factor": POSITIVE}, {"factor": POSITIVE, "low_freq_factor": POSITIVE, "high_freq_factor": POSITIVE,
+                                   "original_max_position_embeddings": SIZE}]
 SCHEMAS = [  # the fields of every kind of event: the type, or the values to choose from
     {"format": (FORMAT,), "model": HEX, "weights": HEX, "config": CONFIG, "tokenizer": HEX,
      "arithmetic": ("exact", "c"), "rng": ("xorshift64*", "llama2-rs"), "temperature": float, "p_value": float,
@@ -72,6 +79,10 @@ def fits(value: Any, kind: Any) -> bool:
         return is_hash(value)
     if kind is SIZE:
         return type(value) is int and 0 < value < 2**24
+    if kind is POSITIVE:
+        return type(value) is float and 0 < value < math.inf
+    if kind is CONFIG:
+        return fits_config(value)
     if isinstance(kind, dict):
         return (type(value) is dict and list(value) == list(kind)
                 and all(fits(value[name], wanted) for name, wanted in kind.items()))
@@ -82,6 +93,22 @@ def fits(value: Any, kind: Any) -> bool:
     if kind in (str, bool):
         return type(value) is kind
     return type(value) is kind and 0 <= value < (2**64 if kind is int else math.inf)
+
+
+def fits_config(value: Any) -> bool:
+    """Whether a value is a config: a shape, then those constants that are not llama2.c's, written as they are there."""
+    if type(value) is not dict or list(value)[:len(CONFIG)] != list(CONFIG):
+        return False
+    if not all(fits(value[name], kind) for name, kind in CONFIG.items()):
+        return False
+    constants = list(value)[len(CONFIG):]
+    if any(name not in CONSTANTS for name in constants):
+        return False
+    for name in constants:
+        kind = CONSTANTS[name]
+        if not (any(fits(value[name], scaling) for scaling in SCALINGS) if kind is dict else fits(value[name], kind)):
+            return False
+    return Config.of(value).described() == value and list(Config.of(value).described()) == list(value)
 
 
 def too_long(where: str, line: bytes) -> ValueError:
@@ -118,11 +145,7 @@ def read_header(where: str, line: bytes) -> dict:
     if "format" not in header:
         raise ValueError(f"{where}: not a trace's header")
     tokens, vocab_size, seq_len = header["tokens"], header["config"]["vocab_size"], header["config"]["seq_len"]
-    c = header["config"]
-    for name, possible in [("dim", c["dim"] % c["n_heads"] == 0 and c["dim"] // c["n_heads"] % 2 == 0),
-                           ("n_kv_heads", c["n_heads"] % c["n_kv_heads"] == 0)]:
-        if not possible:
-            raise ValueError(f"{where}: {name} of the config cannot be {c[name]}, with {c['n_heads']} heads")
+    check_shape(where, header["config"])
     for name, possible in [("p_value", header["p_value"] <= 1), ("seed", header["seed"] > 0),
                            ("steps", 0 < header["steps"] <= seq_len), ("tokens", len(tokens) <= seq_len),
                            ("tokens", max(tokens) < vocab_size)]:
@@ -132,12 +155,30 @@ def read_header(where: str, line: bytes) -> dict:
     return header
 
 
+def check_shape(where: str, c: dict) -> None:
+    """Raise ValueError if no model has this config."""
+    config = Config.of(c)
+    whole = config.head_dim is not None or config.dim % config.n_heads == 0
+    for name, possible in [("dim", whole and config.head_size % 2 == 0 and config.head_size > 0),
+                           ("n_kv_heads", config.n_heads % config.n_kv_heads == 0)]:
+        if not possible:
+            raise ValueError(f"{where}: {name} of the config cannot be {c[name]}, with {c['n_heads']} heads")
+    for token in (config.bos, *config.eos):
+        if token >= config.vocab_size and not config.is_llama2c:
+            raise ValueError(f"{where}: a token of the config cannot be {token}, with a vocabulary of "
+                             f"{config.vocab_size}")
+
+
 class Layout:
     """Where the lines of a log stand: what its header says of line after line."""
 
     def __init__(self, header: dict):
         self.header, self.level = header, header["level"]
         self.n_layers = header["config"]["n_layers"]
+        # After which tokens a run is over, and after which it can be. (Of the two that llama2.c's models have, 1 and 2,
+        # run.c ends at the first alone; a folder's runs end at both.)
+        self.must_end = tuple(header["config"].get("eos", [1]))
+        self.may_end = tuple(header["config"].get("eos", [1, 2]))
         operations = {"step": 1, "layer": self.n_layers + 1, "op": graph.count(self.n_layers)}
         self.lines = operations[self.level]  # of a step
 

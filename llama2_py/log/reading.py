@@ -70,7 +70,7 @@ class Trace:
     kind = "this program's own"  # in messages
     provable = True              # has it lines that are leaves of an RFC 6962 tree?
     may_be_cut = True            # is a trace without a root one of a run that was cut short?
-    prints_bos = False           # does its program print the BOS that ends a run?
+    prints_bos = False           # does its program print the token that ends a run?
     leaf_offset = 0              # the index of a step's line, less that of its leaf
     chosen_by = "these options were chosen by the log's author:"
 
@@ -155,7 +155,7 @@ class Follow:
 
     def ended(self) -> bool:
         """Is the run over, because of the token that was chosen last?"""
-        return self.token == 1  # BOS
+        return self.token in self.layout.must_end
 
     def is_operation(self, index: int, line: bytes) -> bool:
         """Is a line, without doubt, the operation that has to stand at an index? (check would find the same, but takes
@@ -235,5 +235,5 @@ def check_end(trace: Trace, last: dict, after: bytes, follow: Follow) -> None:
         if last[name] != value:
             raise VerificationError(trace.where(len(trace)), name, value, last[name])
     done, goal = len(trace.steps), trace.header["steps"]
-    if done != goal and not follow.ended():
+    if done != goal and follow.token not in follow.layout.may_end:
         raise VerificationError(f"{trace.path}, line 1 (header)", "steps", done, goal)

@@ -52,9 +52,10 @@ def text_of(trace: Trace, like: str | None = None, steps: int | None = None) -> 
     """The text of a trace's first steps, or of all, as the run prints it. like: the program whose habits it has."""
     out = io.BytesIO()
     write = printer(out, like)
+    silent = () if trace.prints_bos else trace.header["config"].get("eos", [1])
     for index in trace.steps[:steps]:
         event = trace.event(index)
-        if event["next"] != 1 or trace.prints_bos:
+        if event["next"] not in silent:
             piece = event["text"].encode(errors="replace")
             write(re.sub(rb"\\x([89a-f][0-9a-f])", lambda byte: bytes.fromhex(byte[1].decode()), piece))
     return out.getvalue().decode(errors="replace")

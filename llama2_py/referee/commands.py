@@ -71,7 +71,7 @@ class Leaves:
     """The leaves of the tree over the weights: leaf 0 is the config, then come all tensors' rows, in this order."""
 
     def __init__(self, config: dict):
-        c = Config(**config)
+        c = Config.of(config)
         tensors = shapes(c)
         self.n_layers, self.shared = c.n_layers, c.shared_classifier
         self.shapes = {name: (rows, columns) for name, (_, rows, columns) in tensors.items()}
@@ -134,7 +134,7 @@ class Event:
         if not 0 < index < len(log):
             raise ValueError(f"{log.path}: has no event {index}; it has 1 to {len(log) - 1}")
         self.log, self.index, self.header, self.layout = log, index, log.header, Layout(log.header)
-        self.config, self.leaves = Config(**self.header["config"]), Leaves(self.header["config"])
+        self.config, self.leaves = Config.of(self.header["config"]), Leaves(self.header["config"])
         self.arithmetic = ARITHMETIC[self.header["arithmetic"]]
         self.task = self._task(kind)
 
@@ -179,7 +179,7 @@ class Event:
         if t.op == "embedding":
             return rows[0]
         if t.op in NORMS:
-            return llama2.rmsnorm(A, inputs[0], rows[0])
+            return llama2.rmsnorm(A, inputs[0], rows[0], self.config.norm_epsilon)
         if t.op in ("attention_residual", "ffn_residual"):
             return llama2.residual(*inputs)
         if t.op == "swiglu":
@@ -196,7 +196,7 @@ class Event:
         product = A.dots(A.Matrix(rows), A.operand(inputs[0]))
         if t.op not in ("q", "k"):
             return product
-        cos, sin = llama2.rope_angles(A, t.pos, hs)
+        cos, sin = llama2.rope_angles(A, t.pos, self.config)
         if element is not None:
             pair = element % hs // 2
             cos, sin = [cos[pair]], [sin[pair]]
@@ -341,7 +341,7 @@ def rows_message(tree: merkle.MerkleTree, config: dict, checkpoint: Checkpoint, 
 def weights_tree(checkpoint: Checkpoint) -> merkle.MerkleTree:
     """The tree over a model's config and rows."""
     tree = merkle.MerkleTree()
-    tree.append(merkle.leaf_hash(encode(vars(checkpoint.config))))
+    tree.append(merkle.leaf_hash(encode(checkpoint.config.described())))
     for row in checkpoint.tree_rows():
         tree.append(merkle.leaf_hash(row))
     return tree
@@ -484,8 +484,8 @@ class Party:
         self.event, self.tokenizer, self.results = event, tokenizer, {}  # results: index of an event -> its bytes
         log, layout = event.log, event.layout
         with llama2.Transformer(checkpoint, log.header["arithmetic"]) as model:
-            if vars(model.config) != log.header["config"]:
-                raise VerificationError(f"{log.path}, line 1 (header)", "config", vars(model.config),
+            if model.config.described() != log.header["config"]:
+                raise VerificationError(f"{log.path}, line 1 (header)", "config", model.config.described(),
                                         log.header["config"])
             token = log.header["tokens"][0]
             for pos in range(event.task.pos + 1):
@@ -566,7 +566,7 @@ def reveal(args: argparse.Namespace, out: TextIO) -> int:
 def rows(args: argparse.Namespace, out: TextIO) -> int:
     """A message of rows."""
     with contextlib.closing(Checkpoint(args.checkpoint)) as checkpoint:
-        config = vars(checkpoint.config)
+        config = checkpoint.config.described()
         leaves = Leaves(config)
         need("tensor", args.tensor, args.tensor in leaves.shapes, ", ".join(leaves.shapes))
         wanted = [Row(args.tensor, args.layer, row) for row in args.row or range(leaves.shapes[args.tensor][0])]
