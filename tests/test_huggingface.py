@@ -741,6 +741,15 @@ def test_a_classifier_that_is_to_be_the_embedding_and_is_not_is_refused(tmp_path
     assert refusal(tmp_path).startswith(f"{tmp_path}/model.safetensors: {HEAD}.shape is [19, 12], must be [20, 12]")
 
 
+def test_tensors_are_counted_over_all_shards(tmp_path, monkeypatch):
+    write_folder(tmp_path, shards=3)  # 21 tensors
+    monkeypatch.setattr("llama2_py.engine.huggingface.MAX_TENSORS", 21)
+    with opened(tmp_path) as folder:
+        assert sum(len(file.tensors) for file in folder.files.values()) == 21
+    monkeypatch.setattr("llama2_py.engine.huggingface.MAX_TENSORS", 13)
+    assert refusal(tmp_path) == f"{tmp_path}: holds 14 tensors or more, must be at most 13"
+
+
 def test_a_config_of_many_layers_is_refused_at_the_first_that_is_missing(tmp_path):
     write_folder(tmp_path)
     write_json(tmp_path / "config.json", {**CONFIG, "num_hidden_layers": 2**24 - 1})

@@ -240,8 +240,9 @@ def place_of_row(row: int, hs: int) -> int:
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-CHUNK = 2**18    # numbers that are widened together, 1 MB of float32: faster than row by row
-RELEASE = 2**24  # bytes that tree_rows reads before it lets the system drop their pages
+MAX_TENSORS = 2**17  # in all files, so that many small shards take no more memory than one; the largest Llama has 1,137
+CHUNK = 2**18        # numbers that are widened together, 1 MB of float32: faster than row by row
+RELEASE = 2**24      # bytes that tree_rows reads before it lets the system drop their pages
 SHARD = re.compile(r"[A-Za-z0-9][\w.+@=-]*\.safetensors", re.ASCII)  # a file's name, without a path
 
 
@@ -325,6 +326,9 @@ class Folder:
         file = self.files[name] = TensorFile(self._join(name))
         self.opened[name] = file.file
         self.identity += ((name, file.identity),)
+        count = sum(len(file.tensors) for file in self.files.values())
+        if count > MAX_TENSORS:
+            raise ValueError(f"{self.path}: holds {count} tensors or more, must be at most {MAX_TENSORS}")
 
     def _contents(self, weight_map: dict[str, str]) -> dict[str, Place]:
         """All tensors of all files. Raises ValueError if a tensor is there twice, or not where the index says."""
