@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from llama2_py import console
 from llama2_py.console import printable
+from llama2_py.engine.arithmetic import r
 from llama2_py.engine.checkpoint import Config, in_tree_order, shapes
 from llama2_py.engine.safetensors import (MAX_JSON, VALUES, WEIGHTS, Tensor, TensorFile, file_identity, float32_bytes,
                                           read_json, widened)
@@ -33,7 +34,8 @@ from llama2_py.engine.safetensors import (MAX_JSON, VALUES, WEIGHTS, Tensor, Ten
 # config.json
 
 LARGEST_SIZE = 2**24 - 1    # of a dimension, as in a checkpoint of llama2.c
-LARGEST_NUMBER = 2.0**64    # of theta, epsilon and factors: no float32 that is computed from them overflows
+# Of epsilon, theta and factors: no float32 that is computed from these overflows, or is 0 and divides
+SMALLEST_NUMBER, LARGEST_NUMBER = 2.0**-64, 2.0**64
 REQUIRED = object()         # stands for a default where there is none
 
 # The architectures, and what config.json calls their kind
@@ -78,11 +80,11 @@ class Fields:
         self.need(value is not REQUIRED, key, f"an integer from {low} to {high}")
         return value
 
-    def number(self, key: str, default: Any = REQUIRED) -> float:
-        """A number above 0, as a float."""
+    def number(self, key: str, default: Any = REQUIRED, low: float = SMALLEST_NUMBER) -> float:
+        """A number from low on, as a float."""
         value = self.get(key, default)
-        possible = type(value) in (int, float) and 0 < value <= LARGEST_NUMBER
-        self.need(possible, key, f"a number above 0, at most {LARGEST_NUMBER:g}")
+        possible = type(value) in (int, float) and low <= value <= LARGEST_NUMBER
+        self.need(possible, key, f"a number from {low:g} to {LARGEST_NUMBER:g}")
         return float(value)
 
     def boolean(self, key: str, default: bool) -> bool:
@@ -168,14 +170,14 @@ BESIDE = ("type", "rope_type", "rope_theta", "partial_rotary_factor")
 def read_rope(fields: Fields) -> tuple[float, dict | None]:
     """RoPE's theta, and its scaling as a trace's header has it. transformers 4 has rope_theta and rope_scaling in
     config.json, transformers 5 rope_parameters, which holds both."""
-    theta = fields.number("rope_theta", 10000.0)
+    theta = fields.number("rope_theta", 10000.0, low=1.0)
     old, new = fields.inner("rope_scaling"), fields.inner("rope_parameters")
     fields.need(old is None or new is None, "rope_scaling", "null beside rope_parameters")
-    rope = new or old
+    rope = old if new is None else new
     if rope is None:
         return theta, None
     if rope.get("rope_theta") is not None:
-        inner = rope.number("rope_theta")
+        inner = rope.number("rope_theta", low=1.0)
         rope.need(fields.get("rope_theta") is None or inner == theta, "rope_theta", f"rope_theta outside, {theta}")
         theta = inner
     check_fixed(rope, "partial_rotary_factor", FIXED["partial_rotary_factor"])
@@ -193,10 +195,10 @@ def read_scaling(rope: Fields, kind: str) -> dict | None:
     """The scaling of a kind as a trace's header has it."""
     if kind == "default":
         return None
-    factors: dict[str, int | float] = {"factor": rope.number("factor")}
+    factors: dict[str, int | float] = {"factor": rope.number("factor", low=1.0)}
     if kind == "llama3":
         low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-        rope.need(low < high, "low_freq_factor", f"less than high_freq_factor, {high}")
+        rope.need(r(low) < r(high), "low_freq_factor", f"less than high_freq_factor, {high}")
         original = rope.integer("original_max_position_embeddings")
         factors.update(low_freq_factor=low, high_freq_factor=high, original_max_position_embeddings=original)
     return factors
