@@ -1,0 +1,128 @@
+"""tokenizer.json as JSON whose values are checked as they are read.
+
+    top = Part(path, "", read_json(path, data))
+    top.part("model").text("type")   # "BPE"; or ValueError: PATH: model.type is 7, must be a string of Unicode
+
+What is not as wanted raises ValueError with one line: the file, the key, the value, what it must be.
+"""
+import json
+from typing import Any
+
+from llama2_py import console
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the JSON. Raises ValueError if a key stands in it twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {console.printable(key, 100)} stands twice in one object")
+            seen.add(key)
+    return found
+
+
+def read_json(path: str, data: bytes) -> Any:
+    """The value of a JSON text. Raises ValueError if it is none."""
+    try:
+        return json.loads(data.decode(), object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError(f"{path}: is nested too deeply") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: is not JSON: {error}") from None
+    except ValueError as error:  # a key twice, or a number with too many digits
+        raise ValueError(f"{path}: {error}") from None
+
+
+def shown(value: Any) -> str:
+    """A value for a message."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    return console.printable(value, 200)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Part:
+    """An object of the file, with its name for messages. Its methods raise ValueError if a value is not as it must be,
+    or is missing."""
+
+    def __init__(self, path: str, name: str, value: Any):
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}: {name or 'the file'} is {shown(value)}, must be an object")
+        self.path = path
+        self.name = name
+        self.value = value
+
+    def name_of(self, key: str) -> str:
+        """The name of one of its values."""
+        return f"{self.name}.{key}" if self.name else key
+
+    def error(self, key: str, wanted: str) -> ValueError:
+        """What to raise if a value is not as wanted."""
+        found = shown(self.value[key]) if key in self.value else "missing"
+        return ValueError(f"{self.path}: {self.name_of(key)} is {found}, must be {wanted}")
+
+    def text(self, key: str) -> str:
+        """A string."""
+        value = self.value.get(key)
+        if not isinstance(value, str) or not is_unicode(value):
+            raise self.error(key, "a string of Unicode")
+        return value
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        """A boolean. Without a default it must be there."""
+        value = self.value.get(key)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(key, "true or false")
+        return value
+
+    def part(self, key: str) -> "Part":
+        """An object."""
+        if key not in self.value:
+            raise self.error(key, "an object")
+        return Part(self.path, self.name_of(key), self.value[key])
+
+    def parts(self, key: str) -> list["Part"]:
+        """A list of objects."""
+        value = self.value.get(key)
+        if not isinstance(value, list):
+            raise self.error(key, "a list")
+        return [Part(self.path, f"{self.name_of(key)}[{i}]", item) for i, item in enumerate(value)]
+
+    def components(self, key: str, inner: str) -> list["Part"]:
+        """The components of a step: none, one, or those that a Sequence lists under the inner key."""
+        if self.value.get(key) is None:
+            return []
+        part = self.part(key)
+        if part.text("type") == "Sequence":
+            return part.parts(inner)
+        return [part]
+
+    def string_pattern(self) -> str:
+        """What a Replace looks for: a string."""
+        pattern = self.part("pattern")
+        if "Regex" in pattern.value:
+            raise pattern.error("Regex", "a String instead")
+        if not pattern.text("String"):
+            raise pattern.error("String", "a string that is not empty")
+        return pattern.text("String")
+
+    def character(self, key: str) -> str:
+        """A string of one character."""
+        value = self.text(key)
+        if len(value) != 1:
+            raise self.error(key, "one character")
+        return value
