@@ -36,12 +36,13 @@ if __name__ == "__main__":
 
 from llama2_py.console import VerificationError
 from llama2_py.log.difference import differences
-from llama2_py.log.events import FORMAT, LEVELS, Layout, encode, hash_values, read_header, read_line, weights_root
+from llama2_py.log.events import FORMAT, LEVELS, Layout, encode, hash_values, read_header, read_line
 from llama2_py.log.formats import read
 from llama2_py.log.proofs import checkpoint, prove, prove_growth, tlog_proof, verify_growth, verify_proof
 from llama2_py.log.reading import Trace
 from llama2_py.log.show import show, show_step, text_of
 from llama2_py.log.verify import Verdict, verify
+from llama2_py.log.weights import weights_root
 from llama2_py.log.writing import Log, Writer, head
 from llama2_py.trace_command import main
 

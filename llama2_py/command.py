@@ -23,8 +23,9 @@ from llama2_py.console import VerificationError
 from llama2_py.engine.coins import MASK
 from llama2_py.log import formats, show, verify as verification
 from llama2_py.log.arguments import root_argument
-from llama2_py.log.events import LEVELS, weights_root
+from llama2_py.log.events import LEVELS
 from llama2_py.log.reading import Trace
+from llama2_py.log.weights import weights_root
 
 PROGRAM, VERSION = "llama2.py", "3.0.0"
 

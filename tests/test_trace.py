@@ -22,7 +22,7 @@ import llama2
 from llama2_py import command as command_line
 import merkle
 import plain
-from llama2_py.log import formats, proofs, show, writing
+from llama2_py.log import formats, proofs, show, weights, writing
 from llama2_py import trace_command as tracing
 from llama2_py.console import VerificationError
 from llama2_py.engine import graph
@@ -55,7 +55,7 @@ def test_weights_are_the_tree_over_the_rows_whatever_the_file(files, shape):
     for path in files[shape], files[f"{shape}, version 0"]:
         checkpoint = Checkpoint(path)
         config = checkpoint.config.described()
-        assert events.weights_root(config, checkpoint.tree_rows()) == weights_definition(
+        assert weights.weights_root(config, checkpoint.tree_rows()) == weights_definition(
             config, plain.Model(files[f"{shape}, version 0"]))
         found.append(config)
     assert found[0] == found[1]

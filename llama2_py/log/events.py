@@ -7,14 +7,12 @@ the line itself: so a log has one place for each step, and a line that is elsewh
     Layout(header).check(where, index, read_line(where, other_line))
 """
 import hashlib
-import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import merkle
 from llama2_py.console import VerificationError, printable
 from llama2_py.engine import graph
 from llama2_py.engine.arithmetic import to_bytes
@@ -34,12 +32,6 @@ def encode(event: Any) -> bytes:
 def hash_values(values: Sequence[float]) -> str:
     """values (n) -> the SHA-256 of them as little-endian float32, in hexadecimal."""
     return hashlib.sha256(to_bytes(values)).hexdigest()
-
-
-def weights_root(config: dict, rows: Iterable[bytes]) -> str:
-    """The root of the tree over a model: leaf 0 is its config as a header has it, then each row of each tensor as its
-    little-endian float32 bytes (rows: llama2.Checkpoint.tree_rows). In hexadecimal."""
-    return merkle.tree_head(map(merkle.leaf_hash, itertools.chain([encode(config)], rows))).hex()
 
 
 # ----------------------------------------------------------------------------
