@@ -33,11 +33,12 @@ if __name__ == "__main__":
 
 import functools
 import hashlib
+import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain, count, zip_longest
 from math import inf, isfinite, pi, sqrt
 from operator import add, mul, sub
 from struct import unpack_from
@@ -291,16 +292,19 @@ class Tokenizer:
     Raises ValueError, naming the file, if the file is malformed. more tells whether it has more tokens than these.
     """
 
-    def __init__(self, path: str, vocab_size: int, data: bytes | None = None):
-        """data: the file's bytes, if they are at hand."""
-        console.need_integer("vocab_size", vocab_size, 1, 2**24)
+    def __init__(self, path: str, vocab_size: int | None, data: bytes | None = None):
+        """vocab_size: the model's; None: all tokens of the file. data: the file's bytes, if they are at hand."""
+        if vocab_size is not None:
+            console.need_integer("vocab_size", vocab_size, 1, 2**24)
         data = console.read_file(path) if data is None else data
         self.path, self.sha256 = path, hashlib.sha256(data).hexdigest()
         if kind := console.kind_of(data):
             raise ValueError(f"{path}: is {kind}")
         self.vocab, self.scores = [], []  # token -> its bytes, its score
         offset = 4                        # the length of the longest token comes first; it is not needed
-        for token in range(vocab_size):
+        for token in count():
+            if token == vocab_size or vocab_size is None and offset == len(data):
+                break
             if len(data) < offset + 8:
                 raise ValueError(f"{path}: ends within token {token}; the checkpoint has {vocab_size}")
             score, length = unpack_from("<fi", data, offset)
@@ -345,6 +349,22 @@ class Tokenizer:
         if match := re.fullmatch(rb"<0x([0-9A-Fa-f]{2})>", piece):
             return bytes.fromhex(match[1].decode())
         return piece
+
+
+def load_tokenizer(path: str, vocab_size: int | None = None, data: bytes | None = None) -> Any:
+    """The tokenizer of a file of llama2.c, or of a folder of Hugging Face or its tokenizer.json (bpe.AnyTokenizer).
+
+    vocab_size: the model's; None: all tokens of the file. data: the file's bytes, if they are at hand. Raises
+    ValueError or OSError for what is no tokenizer.
+    """
+    if os.path.isdir(path):
+        path = os.path.join(path, "tokenizer.json")
+    if data is None:
+        data = console.read_file(path)
+    if not data.lstrip()[:1] == b"{":
+        return Tokenizer(path, vocab_size, data)
+    from llama2_py.engine.bpe import BytePairTokenizer  # here, since most runs need none of it
+    return BytePairTokenizer(path, vocab_size, data)
 
 
 # ----------------------------------------------------------------------------

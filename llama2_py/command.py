@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import llama2
 from llama2_py import console
 from llama2_py.console import VerificationError
+from llama2_py.engine.checkpoint import SHAPE
 from llama2_py.engine.coins import MASK
 from llama2_py.log import formats, show, verify as verification
 from llama2_py.log.arguments import root_argument
@@ -179,13 +180,21 @@ class Run:
         self.path, self.prompt, self.level = path, options["prompt"], options["level"]
         self.transformer = llama2.Transformer(path, options["arithmetic"], workers)
         try:
+            self._check_like()
             config = self.transformer.config
             self.steps = options["steps"] = min(options["steps"] or config.seq_len, config.seq_len)
-            self.tokenizer = llama2.Tokenizer(tokenizer or find_tokenizer(path), config.vocab_size)
+            self.tokenizer = llama2.load_tokenizer(tokenizer or find_tokenizer(path), config.vocab_size)
             self.tokens = self._encoded()
         except BaseException:
             self.transformer.close()
             raise
+
+    def _check_like(self) -> None:
+        """Raise ValueError if the program that the run is like has not this model's constants."""
+        described = self.transformer.config.described()
+        if self.like is not None and not self.transformer.config.is_llama2c:
+            name, value = list(described.items())[len(SHAPE)]
+            raise ValueError(f"{self.path}: {name} is {value}, which {self.like} does not have (--like)")
 
     def _encoded(self) -> list[int]:
         """The tokens with which the text begins."""
@@ -248,7 +257,10 @@ def check_is_there(checkpoint: str) -> None:
 
 
 def find_tokenizer(checkpoint: str) -> str:
-    """The tokenizer beside a checkpoint, or in the working directory. Raises ValueError if there is none."""
+    """The tokenizer beside a checkpoint, or in the working directory; that of a folder is in it. Raises ValueError if
+    there is none."""
+    if os.path.isdir(checkpoint):
+        return os.path.join(checkpoint, "tokenizer.json")
     beside = os.path.join(os.path.dirname(checkpoint), "tokenizer.bin")
     for tokenizer in beside, "tokenizer.bin":
         if os.path.exists(tokenizer):

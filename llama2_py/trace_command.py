@@ -172,7 +172,7 @@ def add_referee(command: Callable) -> None:
     def run(name: str) -> Callable:
         def call(args: argparse.Namespace, out: TextIO) -> int:
             from llama2_py.referee import commands  # here, since it needs the engine
-            return getattr(commands, name)(args, out)
+            return getattr(commands, f"run_{name}")(args, out)
         return call
 
     def roots(option: Callable) -> None:
@@ -182,7 +182,7 @@ def add_referee(command: Callable) -> None:
     def tokenizer(option: Callable) -> None:
         option("-z", "--tokenizer", help="where the text alone is in dispute")
 
-    roots(command("ask", run("ask"), "where two logs part, and what has to be revealed", "a", "b"))
+    roots(command("ask", run("ask"), "where two logs part, and what must be revealed", "a", "b"))
     option = command("reveal", run("reveal"), "a party's message: inputs and result of an event", "trace")
     option("event", type=int)
     option("checkpoint")
@@ -193,7 +193,7 @@ def add_referee(command: Callable) -> None:
     option = command("rows", run("rows"), "rows of the weights, with their paths", "checkpoint", "tensor")
     option("layer", type=int)
     option("row", type=int, nargs="*", help="default: all rows")
-    option = command("judge", run("decide"), "who is right, by the messages", "a", "b")
+    option = command("judge", run("judge"), "who is wrong, or right, by the messages", "a", "b")
     option("messages", nargs="*")
     roots(option)
     option = command("settle", run("settle"), "play the referee and every party whose log the model reproduces", "a",

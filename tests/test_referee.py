@@ -1,20 +1,34 @@
-"""Tests of trace.py: disputes of every kind settled, and whatever a liar sends."""
+"""Tests of a dispute between two logs: every kind settled, nothing said that was not computed, and whatever a liar sends."""
+import base64
+import hashlib
+import io
 import json
+import random
+import re
 import struct
+import subprocess
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama2_py.engine import checkpoint
 import llama2
+import merkle
 from llama2_py import command as command_line
 from llama2_py import trace_command as tracing
-from llama2_py.referee import commands as referee
-from llama2_py.log import events, formats
 from llama2_py.console import VerificationError
-from tests.helpers import bits, command, edit, failure, forge, read_lines
-from llama2_py.engine.graph import OPERATIONS
+from llama2_py.engine import checkpoint
+from llama2_py.engine.arithmetic import from_bytes, to_bytes
+from llama2_py.engine.graph import OPERATIONS, PRODUCTS
+from llama2_py.log import events, formats
+from llama2_py.log.weights import Leaves, Row, weights_tree
+from llama2_py.referee import dispute as disputes
+from llama2_py.referee import judge as judging
+from llama2_py.referee import messages
+from llama2_py.referee.commands import Hearing, Replay
+from llama2_py.referee.judge import Conclusion, Needed, Ruling
+from tests.helpers import HERE, bits, command, edit, failure, forge, read_lines
 
 LINES = 14 * 2 + 3  # of a step
 KINDS = ["embedding", *OPERATIONS, "final_norm", "logits", "next", "text"]
@@ -48,6 +62,37 @@ def lie(line, digest="5" * 64):
     """Another claim for an event."""
     event = json.loads(line)
     return {"sha256": digest} if "sha256" in event else {"logits": digest}
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def scanner(data):
+    return messages.Scanner("a message", io.BytesIO(data))
+
+
+def heard(dispute, sent):
+    """The evidence of messages, in whatever order they are sent, and why others were refused."""
+    hearing = Hearing(dispute)
+    for data in sent:
+        hearing.add(scanner(data))
+    hearing.take_values()
+    hearing.take_rows()
+    return hearing.evidence, hearing.refused
+
+
+def rows_message(truth, rows):
+    """A message of rows, by whoever has the model."""
+    return b"".join(messages.write_rows(truth.tree, truth.file, rows))
+
+
+def rows_of(event, numbers=None):
+    """The rows that an event's result depends on, or some of them."""
+    first = event.task.tensor
+    if first is None:
+        return []
+    return [Row(first.tensor, first.layer, first.row + i) for i in (range(event.task.rows) if numbers is None else numbers)]
 
 
 def at(kind, pos, layer=1):
@@ -89,23 +134,20 @@ def test_every_kind_of_event_is_settled_for_the_honest(run, capfdbinary, kind, p
     assert judged(capfdbinary, "settle", *two, model, *more) == "neither is right"
 
 
-@pytest.mark.parametrize("kind", referee.PRODUCTS)
+@pytest.mark.parametrize("kind", PRODUCTS)
 @pytest.mark.parametrize("wrong", [0, 3])
 def test_one_element_settles_a_product_if_both_reveal(run, capfdbinary, kind, wrong):
     model, _, lines, folder = run
     index, a = at(kind, 2), forge(folder / "a.trace", lines)
     code, message, _ = command(capfdbinary, "reveal", a, index, model, program=tracing)
     (folder / "a.reveal").write_bytes(message)
-    honest = referee.parse("a", message)["output"]
-    values = list(referee.from_bytes(honest))
+    values = list(from_bytes(base64.b64decode(json.loads(message)["output"])))
     values[wrong] = struct.unpack("f", struct.pack("f", values[wrong] * 1.5 + 1e-3))[0]
     values[wrong + 1] += 1.0
-    values = referee.from_bytes(referee.to_bytes(values))
-    assert referee.first_difference(b"abcdefgh", b"abcdefgx") == 1 and referee.first_difference(b"abcd", b"xbcd") == 0
-    b = forged(run, index, **lie(lines[index], referee.hashlib.sha256(referee.to_bytes(values)).hexdigest()))
-    (folder / "b.reveal").write_bytes(referee.reveal_message(index, [], referee.to_bytes(values)))
+    b = forged(run, index, **lie(lines[index], sha256(to_bytes(values))))
+    (folder / "b.reveal").write_bytes(messages.write_values(index, [], to_bytes(values)))
     reveals = [folder / "a.reveal", folder / "b.reveal"]
-    tensor = referee.PRODUCTS[kind][0]
+    tensor = PRODUCTS[kind][0]
     layer = 0 if kind == "logits" else 1
     first = wrong // 2 * 2 if kind in ("q", "k") else wrong
     both = f"{first} {first + 1}" if kind in ("q", "k") else f"{first}"
@@ -116,15 +158,16 @@ def test_one_element_settles_a_product_if_both_reveal(run, capfdbinary, kind, wr
     code, out, _ = command(capfdbinary, "judge", a, b, *reveals, folder / "rows", program=tracing)
     assert out.decode().splitlines()[0] == "the logs were not held against heads that were published (--roots)"
     assert out.decode().splitlines()[1].startswith(f"element {wrong} of {len(values)}: A ")
-    assert out.decode().splitlines()[-1] == "A is right"
-    assert judged(capfdbinary, "judge", b, a, folder / "rows", *reveals) == "B is right"
+    assert f"of A's {len(values)} elements {'2 were' if len(rows) == 2 else '1 was'} computed" in out.decode().splitlines()[-2]
+    assert out.decode().splitlines()[-1] == "B is wrong"
+    assert judged(capfdbinary, "judge", b, a, folder / "rows", *reveals) == "A is wrong"
     assert judged(capfdbinary, "settle", b, a, model, folder / "b.reveal") == "B is right"
-    (folder / "junk").write_bytes(referee.reveal_message(index, [], b"junk"))  # it cannot hold up a verdict
+    (folder / "junk").write_bytes(messages.write_values(index, [], b"junk"))  # it cannot hold up a verdict
     args = "judge", a, b, folder / "junk", folder / "rows", *reveals
     code, out, err = command(capfdbinary, *args, program=tracing)
-    assert code == 0 and out.endswith(b"A is right\n") and "not taken into account: " in err
+    assert code == 0 and out.endswith(b"B is wrong\n") and "not taken into account: " in err
     (folder / "junk").write_bytes(b"junk")
-    assert "not JSON" in failure(capfdbinary, "judge", a, b, folder / "junk", program=tracing)
+    assert "neither a message of values" in failure(capfdbinary, "judge", a, b, folder / "junk", program=tracing)
 
 
 def test_a_dishonest_model_reveals_what_it_committed_to_and_loses(run, capfdbinary, tmp_path):
@@ -140,7 +183,7 @@ def test_a_dishonest_model_reveals_what_it_committed_to_and_loses(run, capfdbina
     code, message, _ = command(capfdbinary, "reveal", b, LINES, tmp_path / "bad.bin", "--output", program=tracing)
     (tmp_path / "b.reveal").write_bytes(message)
     code, out, _ = command(capfdbinary, "settle", a, b, model, tmp_path / "b.reveal", program=tracing)
-    assert out.decode().splitlines()[-1] == "A is right" and b"rows classifier 0 27" in out
+    assert out.decode().splitlines()[-1] == "A is right" and b" 280 rows\n" in out
 
 
 @pytest.mark.parametrize("change, where", [
@@ -201,22 +244,22 @@ def evidence(run):
     """For an event: the honest log, its inputs, output and rows, and the tree."""
     model, tokenizer, lines, folder = run
     file = checkpoint.Checkpoint(model)
-    tree = referee.weights_tree(file)
+    tree = weights_tree(file)
     path = forge(folder / "honest.trace", lines)
     log = formats.read(path)
 
     def make(index, kind="logits"):
-        event = referee.Event(log, index, kind)
-        party = referee.Party(event, model, tokenizer)
-        return SimpleEvidence(log, event, party, tree, file)
+        event = disputes.LoggedEvent(log, index, kind)
+        return Truth(event, Replay(event, model, tokenizer), tree, file)
 
     return make
 
 
-class SimpleEvidence:
-    def __init__(self, log, event, party, tree, file):
-        self.log, self.event, self.party, self.tree, self.file = log, event, party, tree, file
-        self.config = file.config.described()
+class Truth:
+    """What whoever has the model knows of an event."""
+
+    def __init__(self, event, replay, tree, file):
+        self.event, self.replay, self.tree, self.file = event, replay, tree, file
 
 
 @pytest.mark.parametrize("kind", KINDS[:-1])
@@ -225,67 +268,98 @@ def test_a_lie_that_follows_from_false_inputs_or_rows_does_not_pass(run, evidenc
     model, tokenizer, lines, folder = run
     index = at(kind, 3)
     truth = evidence(index, "next" if kind == "next" else "logits")
-    event, inputs = truth.event, truth.party.inputs()
+    event, inputs = truth.event, truth.replay.inputs()
     rows = [truth.file.rows(event.leaves.tensor(row.tensor), row.layer, row.row, row.row + 1)[0]
-            for row in event.needed(None)]
+            for row in rows_of(event)]
+    a = formats.read(forge(folder / "a.trace", lines))
 
     def claimed(vectors, weights):
-        result = event.compute(vectors, weights, None)
+        """What is claimed follows from these -> the dispute, and the numbers that are claimed."""
         if kind == "next":
-            return forge(folder / "b.trace", [*lines[:index], edit(lines[index], next=result)], False), b""
-        data = referee.to_bytes(result)
-        digest = referee.hashlib.sha256(data).hexdigest()
-        return forge(folder / "b.trace", [*lines[:index], edit(lines[index], **lie(lines[index], digest))], False), data
+            fields, data = {"next": event.chosen(vectors[0])}, b""
+        else:
+            data = to_bytes(disputes.compute(event.arithmetic, event.config, kind, 3, vectors, weights))
+            fields = lie(lines[index], sha256(data))
+        path = forge(folder / "b.trace", [*lines[:index], edit(lines[index], **fields)], False)
+        return disputes.Dispute(a, formats.read(path)), data
 
-    a = formats.read(forge(folder / "a.trace", lines))
     if inputs:
-        false = [[-2.0 * v for v in referee.from_bytes(data)] for data in inputs]
-        path, data = claimed(false, rows)
-        dispute, found = referee.Dispute(a, formats.read(path)), referee.Evidence()
-        with pytest.raises(referee.VerificationError):
-            found.take(dispute, "liar", referee.reveal_message(index, [referee.to_bytes(v) for v in false], data))
+        false = [[-2.0 * v for v in from_bytes(data)] for data in inputs]
+        dispute, data = claimed(false, rows)
+        found = judging.Evidence(dispute)
+        with pytest.raises(VerificationError):
+            found.take_values(scanner(messages.write_values(index, list(map(to_bytes, false)), data)))
         assert found.inputs is None
     if rows:
         false = [[2.0 * v for v in row] for row in rows]
-        path, data = claimed(list(map(referee.from_bytes, inputs)), false)
-        dispute, found = referee.Dispute(a, formats.read(path)), referee.Evidence()
-        message = json.loads(referee.rows_message(truth.tree, truth.config, truth.file, event.needed(None)))
+        dispute, _ = claimed(list(map(from_bytes, inputs)), false)
+        message = json.loads(rows_message(truth, rows_of(event)))
         for entry, row in zip(message["rows"], false, strict=True):
-            entry["values"] = referee.base64_of(referee.to_bytes(row))
-        with pytest.raises(referee.VerificationError):
-            found.take(dispute, "liar", referee.encode(message) + b"\n")
-        assert not found.rows
+            entry["values"] = messages.base64_of(to_bytes(row))
+        found = judging.Evidence(dispute)
+        if inputs:
+            found.take_values(scanner(messages.write_values(index, inputs, b"")))
+        with pytest.raises(VerificationError):
+            found.take_rows(scanner(events.encode(message) + b"\n"))
+        assert found.row is None and not any(found.known) and not found.is_whole()
 
 
 def test_messages_that_are_not_about_the_dispute_are_refused(run, evidence, capfdbinary):
     model, _, lines, folder = run
     index = at("gate", 2)
     truth = evidence(index)
-    inputs, output = truth.party.inputs(), truth.party.output()
+    inputs, output = truth.replay.inputs(), truth.replay.output()
     a, b = forge(folder / "a.trace", lines), forged(run, index, **lie(lines[index]))
-    for message, field in [(referee.reveal_message(index + 1, inputs, b""), "event: expected"),
-                           (referee.reveal_message(index, inputs * 2, b""), "inputs: expected 1, got 2"),
-                           (referee.reveal_message(index, [], output[:-4]), "output: expected"),
-                           (referee.reveal_message(index, [inputs[0][:-4]], b""), "size: expected 64, got 60")]:
+    for message, field in [(messages.write_values(index + 1, inputs, b""), "event: expected"),
+                           (messages.write_values(index, inputs * 2, b""), "inputs: expected 1, got more"),
+                           (messages.write_values(index, [], output[:-4]), "output: expected"),
+                           (messages.write_values(index, [inputs[0][:-4]], b""), "size: expected 64, got 60")]:
         (folder / "message").write_bytes(message)
         assert field in failure(capfdbinary, "judge", a, b, folder / "message", program=tracing, code=1)
     # both logs agree on the hash of something that is no vector of this model
-    digest = referee.hashlib.sha256(b"12345").hexdigest()
+    digest = sha256(b"12345")
     lied = [*lines[:index - 1], edit(lines[index - 1], sha256=digest), *lines[index:]]
     a = forge(folder / "a.trace", lied)
     b = forge(folder / "b.trace", [*lied[:index], edit(lied[index], sha256="5" * 64), *lied[index + 1:]])
-    (folder / "message").write_bytes(referee.reveal_message(index, [b"12345"], b""))
+    (folder / "message").write_bytes(messages.write_values(index, [b"12345"], b""))
     message = failure(capfdbinary, "judge", a, b, folder / "message", program=tracing, code=1)
     assert "size: expected 64, got 5" in message
 
 
-def test_a_message_of_many_parts_is_refused_before_it_takes_memory(run, evidence, capfdbinary):
+@pytest.mark.parametrize("begin, part, what", [
+    (b'"event":93,"inputs":[', b'"",', "inputs: expected 1, got more"),
+    (b'"event":93,"inputs":["', b"A" * 1000, "tokenizer's file: size: expected "),
+    (b'"event":' + b"9" * 30, b"9" * 1000, "an integer must stand at byte 39")])
+def test_a_message_that_never_ends_is_refused_where_it_has_too_much(run, begin, part, what):
+    """No byte is read behind the fault, but for what one reading takes."""
     _, _, lines, folder = run
     index = at("text", 2)
     a, b = forge(folder / "a.trace", lines), forged(run, index, text="lie")
-    inputs = b"[" + b"[]," * 10**5 + b"[]]"
-    (folder / "many").write_bytes(b'{"format":"llama2.py reveal 1","event":93,"inputs":' + inputs + b',"output":""}')
-    assert "more than" in failure(capfdbinary, "judge", a, b, folder / "many", program=tracing)
+    dispute = disputes.Dispute(formats.read(a), formats.read(b))
+    pieces = messages.Pieces(endless(b'{"format":"llama2.py reveal 1",' + begin, part))
+    with pytest.raises((VerificationError, ValueError), match=what):
+        judging.Evidence(dispute).take_values(messages.Scanner("endless", pieces))
+    assert pieces.size < 2**26
+
+
+def endless(begin, part):
+    yield begin
+    while True:
+        yield part
+
+
+def test_a_message_with_too_many_rows_is_refused(run, evidence):
+    _, _, lines, folder = run
+    index = at("gate", 2)
+    truth = evidence(index)
+    dispute = disputes.Dispute(*[formats.read(path) for path in (
+        forge(folder / "a.trace", lines), forged(run, index, **lie(lines[index])))])
+    one = json.loads(rows_message(truth, rows_of(dispute, [3])))
+    config, row = events.encode(one["config"]), events.encode(one["rows"][0])
+    begin = messages.ROWS + b'"config":' + config + b',"rows":[' + row
+    pieces = messages.Pieces(endless(begin, b"," + row))
+    with pytest.raises(VerificationError, match="at most.*88.*got more"):
+        judging.Evidence(dispute).take_rows(messages.Scanner("endless", pieces))
 
 
 def test_a_shared_classifier_is_the_embedding(files, tmp_path, capfdbinary):
@@ -296,9 +370,9 @@ def test_a_shared_classifier_is_the_embedding(files, tmp_path, capfdbinary):
     b = forge(tmp_path / "b", [*lines[:-1], edit(lines[-1], logits="1" * 64)])
     assert judged(capfdbinary, "settle", b, a, model) == "B is right"
     code, out, _ = command(capfdbinary, "rows", model, "classifier", 0, 7, program=tracing)
-    (row,) = referee.parse("rows", out)["rows"]
+    (row,) = json.loads(out)["rows"]
     code, out, _ = command(capfdbinary, "rows", model, "embedding", 0, 7, program=tracing)
-    (same,) = referee.parse("rows", out)["rows"]
+    (same,) = json.loads(out)["rows"]
     assert {**row, "tensor": "embedding"} == same
 
 
@@ -311,14 +385,14 @@ def test_an_honest_log_never_loses_whatever_the_liar_reveals(run, evidence, data
     index = at(kind, pos, data.draw(st.integers(0, 1)))
     truth = evidence(index, kind if kind in ("next", "text") else "logits")
     n = truth.event.task.n
-    false = truth.party.output() if n else b""
+    false = truth.replay.output() if n else b""
     if n:  # the liar's result: right but for some elements, or of another length, or nothing at all
-        values = list(referee.from_bytes(false))
+        values = list(from_bytes(false))
         for _ in range(data.draw(st.integers(1, 3))):
             values[data.draw(st.integers(0, n - 1))] = data.draw(st.floats(width=32))
-        false = referee.to_bytes(values[:data.draw(st.sampled_from([n, n, n, n - 1])) or 1])
-        digest = data.draw(st.sampled_from([referee.hashlib.sha256(false).hexdigest(), "0" * 64]))
-        if digest == referee.hashlib.sha256(truth.party.output()).hexdigest():
+        false = to_bytes(values[:data.draw(st.sampled_from([n, n, n, n - 1])) or 1])
+        digest = data.draw(st.sampled_from([sha256(false), "0" * 64]))
+        if digest == sha256(truth.replay.output()):
             return
         line = edit(lines[index], **lie(lines[index], digest))
     elif kind == "text":
@@ -327,53 +401,48 @@ def test_an_honest_log_never_loses_whatever_the_liar_reveals(run, evidence, data
         line = edit(lines[index], next=(json.loads(lines[index])["next"] + data.draw(st.integers(1, 270))) % 280)
     b = lines[:index] + [line]  # what comes after does not matter: the log is cut short
     logs = [formats.read(forge(folder / "a.trace", lines)), formats.read(forge(folder / "b.trace", b, False))]
-    dispute = referee.Dispute(*logs)
-    true_inputs = truth.party.inputs()
+    dispute = disputes.Dispute(*logs)
+    true_inputs = truth.replay.inputs()
 
     def liars():
         """A message that a liar may send."""
         what = data.draw(st.sampled_from(["values", "false inputs", "rows", "other rows", "bytes"]))
         if what == "values":
-            return referee.reveal_message(index, data.draw(st.sampled_from([true_inputs, []])),
+            return messages.write_values(index, data.draw(st.sampled_from([true_inputs, []])),
                                           data.draw(st.sampled_from([false, b""])))
         if what == "false inputs":
             bad = [data.draw(st.binary(max_size=len(i))) for i in true_inputs] or [b"1234"]
-            return referee.reveal_message(index + data.draw(st.integers(0, 1)), bad, false)
+            return messages.write_values(index + data.draw(st.integers(0, 1)), bad, false)
         if what == "bytes":
             return data.draw(st.binary(max_size=200))
-        wanted = dispute.needed(None)[:4] or [referee.Row("wq", 0, 1)]
-        message = json.loads(referee.rows_message(truth.tree, truth.config, truth.file, wanted))
+        wanted = rows_of(dispute)[:4] or [Row("wq", 0, 1)]
+        message = json.loads(rows_message(truth, wanted))
         if what == "other rows":
             row = data.draw(st.sampled_from(message["rows"]))
             change = data.draw(st.sampled_from(["row", "layer", "tensor", "values", "path", "config"]))
             if change == "config":
                 message["config"] = message["config"][:-1]
             elif change == "values":
-                row["values"] = referee.base64_of(bits([0.5] * 16))
+                row["values"] = messages.base64_of(bits([0.5] * 16))
             elif change == "path":
                 row["path"] = row["path"][::-1]
             elif change == "tensor":
                 row["tensor"] = data.draw(st.sampled_from(["wk", "w1", "wo", "embedding", "nothing"]))
             else:
                 row[change] += data.draw(st.sampled_from([1, -1, 100]))
-        return referee.encode(message) + b"\n"
+        return events.encode(message) + b"\n"
 
-    found, honest = referee.Evidence(), [
-        referee.reveal_message(index, true_inputs, truth.party.output() if n else b""),
-        referee.rows_message(truth.tree, truth.config, truth.file, dispute.needed(None))]
-    messages = [liars() for _ in range(data.draw(st.integers(0, 3)))] + honest * data.draw(st.booleans())
-    for message in data.draw(st.permutations(messages)):
-        try:
-            found.take(dispute, "message", message)
-        except (ValueError, referee.VerificationError):
-            continue
-    last = referee.judge(dispute, found)[-1]
-    assert last == "A is right" or last.startswith("needed: ")
-    if honest[0] in messages:
-        assert last == "A is right"
-    swapped = referee.Dispute(*logs[::-1])
-    found.outputs = found.outputs[::-1]
-    assert referee.judge(swapped, found)[-1].startswith("needed" if "needed" in last else "B is right")
+    honest = [messages.write_values(index, true_inputs, truth.replay.output() if n else b""),
+              rows_message(truth, rows_of(dispute))]
+    sent = [liars() for _ in range(data.draw(st.integers(0, 3)))] + honest * data.draw(st.booleans())
+    sent = data.draw(st.permutations(sent))
+    found = judging.judge(heard(dispute, sent)[0])
+    assert isinstance(found, Needed) or found.conclusion in (Conclusion.A_RIGHT, Conclusion.B_WRONG)
+    if honest[0] in sent:
+        assert found.conclusion == Conclusion.A_RIGHT
+    swapped = judging.judge(heard(disputes.Dispute(*logs[::-1]), sent)[0])
+    assert isinstance(swapped, Needed) == isinstance(found, Needed)
+    assert isinstance(swapped, Needed) or swapped.conclusion in (Conclusion.B_RIGHT, Conclusion.A_WRONG)
 
 
 NAMES = st.sampled_from(["format", "event", "inputs", "output", "rows", "config"])
@@ -384,7 +453,14 @@ VALUES = st.recursive(st.none() | st.integers() | st.text(max_size=9) | st.float
 @given(st.binary(max_size=300) | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_what_is_not_a_message_gets_one_line(data):
     with pytest.raises(ValueError):
-        referee.parse("message", data)
+        messages.begins_with_rows(scanner(data))
+
+
+ONE_INPUT = [disputes.Input("x", 2, 1, "")]
+
+
+def read_one(data):
+    return messages.read_values(scanner(data), ONE_INPUT, 0)
 
 
 @pytest.mark.parametrize("change", [
@@ -393,31 +469,32 @@ def test_what_is_not_a_message_gets_one_line(data):
     lambda m: dict(reversed(m.items())), lambda m: {**m, "inputs": [1]}, lambda m: {**m, "inputs": ["é"]}])
 def test_there_is_one_way_to_write_a_message(change):
     message = {"format": "llama2.py reveal 1", "event": 3, "inputs": ["AAAAAA=="], "output": ""}
-    assert referee.parse("m", referee.encode(message) + b"\n")["inputs"] == [bytes(4)]
-    with pytest.raises(ValueError):
-        referee.parse("m", referee.encode(change(message)) + b"\n")
-    for data in referee.encode(message), referee.encode(message) + b"\n\n", b" " + referee.encode(message) + b"\n":
+    line = events.encode(message)
+    assert read_one(line + b"\n").inputs == [bytes(4)]
+    with pytest.raises((ValueError, VerificationError)):
+        read_one(events.encode(change(message)) + b"\n")
+    for data in line, line + b"\n\n", b" " + line + b"\n", line.replace(b"3", b"03") + b"\n":
         with pytest.raises(ValueError):
-            referee.parse("m", data)
+            read_one(data)
 
 
 def test_rows_lead_to_the_weights_of_every_tensor(run, capfdbinary):
     model, _, lines, folder = run
     header = json.loads(lines[0])
-    leaves = referee.Leaves(header["config"])
+    leaves = Leaves(header["config"])
     with llama2.Transformer(model) as transformer:
-        tree = referee.weights_tree(transformer.checkpoint)
+        tree = weights_tree(transformer.checkpoint)
         assert tree.root().hex() == header["weights"] and len(tree) == leaves.size
         layers = {"embedding": [0], "rms_final": [0], "classifier": [0]}
         seen = {0}
         for name, layer, row in [(tensor, l, i) for tensor, (rows, _) in leaves.shapes.items()
                                  for l in layers.get(tensor, [0, 1]) for i in range(rows)]:
-            seen.add(leaves.index(referee.Row(name, layer, row)))
+            seen.add(leaves.index(Row(name, layer, row)))
             if row in (0, leaves.shapes[name][0] - 1):
                 (values,) = transformer.checkpoint.rows(name, layer, row, row + 1)
-                referee.merkle.verify_inclusion(referee.merkle.leaf_hash(bits(values)), leaves.index(
-                    referee.Row(name, layer, row)), leaves.size, tree.inclusion_proof(
-                        leaves.index(referee.Row(name, layer, row))), tree.root())
+                merkle.verify_inclusion(merkle.leaf_hash(bits(values)), leaves.index(
+                    Row(name, layer, row)), leaves.size, tree.inclusion_proof(
+                        leaves.index(Row(name, layer, row))), tree.root())
         assert seen == set(range(leaves.size))
     assert "the model has no row wq 2 0" in failure(capfdbinary, "rows", model, "wq", 2, 0, program=tracing)
     assert "tensor is wx, must be embedding, rms_att" in failure(capfdbinary, "rows", model, "wx", 0, program=tracing)

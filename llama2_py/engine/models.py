@@ -1,13 +1,48 @@
-"""A model's weights and its tokenizer, of whatever kind: files of llama2.c, or a folder of Hugging Face.
+"""A model's weights, of whatever kind: a file of llama2.c, or a folder of Hugging Face.
 
     checkpoint = open_checkpoint("stories15M.bin")    # or "SmolLM2-135M/"
 """
 import os
+from collections.abc import Iterator
+from typing import Protocol
 
-from llama2_py.engine.checkpoint import Checkpoint
-from llama2_py.engine.huggingface import Folder
+from llama2_py.engine.checkpoint import Checkpoint, Config
 
 
-def open_checkpoint(path: str) -> Checkpoint | Folder:
+class AnyCheckpoint(Protocol):
+    """What a model needs of its weights."""
+    path: str
+    config: Config
+    identity: tuple
+    tensors: dict[str, tuple[int, int, int]]  # of which the last two are rows and columns
+    ends: tuple[int, ...]                     # the tokens that end a run
+
+    def check_unchanged(self, identity: tuple | None = None) -> None:
+        """Raise ValueError if a file is no longer as it was when it was opened, here or in another process."""
+
+    def is_shared(self, name: str) -> bool:
+        """Do all rows of a matrix refer to one table of floats?"""
+
+    def rows(self, name: str, layer: int = 0, first: int = 0, last: int | None = None, check: bool = True
+             ) -> list[tuple[float, ...]]:
+        """Rows first .. last - 1 of a layer's matrix."""
+
+    def tree_rows(self) -> Iterator[bytes]:
+        """All rows as float32, in the order of the tree over the weights."""
+
+    def sha256(self) -> str:
+        """The hash that a trace calls model."""
+
+    def release(self) -> None:
+        """Let go of what was read."""
+
+    def close(self) -> None:
+        """Let go of the files."""
+
+
+def open_checkpoint(path: str) -> AnyCheckpoint:
     """The checkpoint at a path. Raises ValueError or OSError for what is none."""
-    return Folder(path) if os.path.isdir(path) else Checkpoint(path)
+    if not os.path.isdir(path):
+        return Checkpoint(path)
+    from llama2_py.engine.huggingface import Folder  # here, since most runs need none of it
+    return Folder(path)

@@ -13,6 +13,7 @@ from typing import Any
 
 from llama2_py.engine.arithmetic import Arithmetic
 from llama2_py.engine.checkpoint import MATRICES
+from llama2_py.engine.models import AnyCheckpoint
 
 # Weights in a block, few enough to stay in the processor's cache once unpacked: larger ones make dialect c a tenth
 # slower on Python 3.13, smaller ones cost calls. The bits are the same, since each row is computed by itself.
@@ -38,7 +39,7 @@ def free_memory() -> int:
     return min(limits, default=2**32)
 
 
-def unpacked_size(arithmetic: Arithmetic, checkpoint: Any) -> int:
+def unpacked_size(arithmetic: Arithmetic, checkpoint: AnyCheckpoint) -> int:
     """Bytes that the matrices of a model take in memory, in blocks as Rows has them."""
     size = 0
     for name in (*MATRICES, "classifier"):

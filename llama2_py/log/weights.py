@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import merkle
-from llama2_py.engine.checkpoint import LAYER, Checkpoint, Config, shapes
+from llama2_py.engine.checkpoint import LAYER, Config, shapes
+from llama2_py.engine.models import AnyCheckpoint
 from llama2_py.log.events import encode
 
 
@@ -21,10 +22,10 @@ def weights_root(config: dict, rows: Iterable[bytes]) -> str:
     return merkle.tree_head(map(merkle.leaf_hash, itertools.chain([encode(config)], rows))).hex()
 
 
-def weights_tree(checkpoint: Checkpoint) -> merkle.MerkleTree:
+def weights_tree(checkpoint: AnyCheckpoint) -> merkle.MerkleTree:
     """The tree itself, for paths to single rows: 43 bytes a row."""
     tree = merkle.MerkleTree()
-    tree.append(merkle.leaf_hash(encode(vars(checkpoint.config))))
+    tree.append(merkle.leaf_hash(encode(checkpoint.config.described())))
     for row in checkpoint.tree_rows():
         tree.append(merkle.leaf_hash(row))
     return tree
@@ -46,7 +47,7 @@ class Leaves:
 
     def __init__(self, config: dict):
         """config: as a header has it."""
-        c = Config(**config)
+        c = Config.of(config)
         self.n_layers = c.n_layers
         self.shared = c.shared_classifier
         # name -> (rows, columns)
