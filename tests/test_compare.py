@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama2_py.doctor import compare, noise, numbers, report
 import llama2
 from llama2_py import command as command_line
+from llama2_py.doctor import numbers
 from llama2_py.engine.checkpoint import Config
-from tests.helpers import bits, command, failure, forward_definition, read_lines, rounded
+from tests.helpers import HERE, bits, command, failure, forward_definition, read_lines, rounded
 
 
 def npy(path, rows, descr="<f4", fortran=False, shape=None, form="<{}f", version=b"\1\0"):
@@ -328,7 +328,7 @@ WRITERS = {  # language: what stands around the README's function, the command t
 
 @pytest.mark.parametrize("language", WRITERS)
 def test_the_writers_of_the_readme_write_records(tmp_path, language):
-    with open(os.path.join(os.path.dirname(__file__), "README.md"), encoding="utf-8") as file:
+    with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
         function = re.search(rf"```{language}\n(.*?)```", file.read(), re.S)[1]
     program, run = WRITERS[language]
     tool = {"c": "gcc", "rust": "rustc", "javascript": "node", "numpy": "python3"}.get(language, language)
@@ -350,8 +350,8 @@ def test_any_bytes_are_an_array_or_an_error(tmp_path_factory, data):
         with open(path, "wb") as file:
             file.write(content)
         try:
-            numbers = numbers.Numbers(path, Config(16, 24, 2, 4, 2, 280, 4))
+            file = numbers.Numbers(path, Config(16, 24, 2, 4, 2, 280, 4))
         except ValueError as error:
             assert "any.npy" in str(error)
         else:  # records
-            assert numbers.records and numbers.steps <= 4
+            assert file.records and file.steps <= 4

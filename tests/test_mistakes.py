@@ -9,12 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from llama2_py.doctor import compare, noise, numbers, report
-from llama2_py.doctor import diagnosis
 import llama2
-from llama2_py.doctor import mistakes
-from llama2_py.doctor import operations
-from llama2_py.engine import workers
+from llama2_py.doctor import compare, diagnosis, mistakes, numbers, operations
+from llama2_py.engine import graph, workers
 from llama2_py.engine.checkpoint import Checkpoint
 from tests.helpers import make_checkpoint, run_forward
 
@@ -456,10 +453,10 @@ def test_the_inputs_of_an_operation_are_those_that_it_asks_for(path):
 
         whole.operations.given = get
         for pos in range(3):
-            for op, l in operations.sequence(2):
+            for op, l in graph.sequence(2):
                 asked.clear()
                 whole.results[op, l, pos] = whole.operations.result(op, l, pos)
-                assert asked == {(name, layer, t) for name, layer, positions in operations.inputs(op, l, pos, 2)
+                assert asked == {(name, layer, t) for name, layer, positions in graph.inputs(op, l, pos, 2)
                                  for t in positions}
 
 
