@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import llama2
-from llama2_py.doctor import compare, diagnosis, mistakes, numbers, operations
+from llama2_py.doctor import compare, constants, diagnosis, mistakes, numbers, operations, search
 from llama2_py.engine import graph, workers
 from llama2_py.engine.checkpoint import Checkpoint
 from tests.helpers import make_checkpoint, run_forward
@@ -499,20 +499,20 @@ def test_a_rounding_that_explains_the_first_step_and_no_other_is_not_named(path)
     rounded = next(m for m in mistakes.known(Checkpoint(path).config) if m.name == "values are bfloat16")
     with llama2.Transformer(path) as model:
         for other in True, False:
-            steps, kinds = [], (rounded.kind(), operations.Operations)
+            steps, kinds = [], (rounded, operations.Operations)
             wrong, right = [operations.Model(kind, model.shard, TOKENS) for kind in kinds]
             for pos in range(4):
                 theirs, own = wrong.logits(pos), right.logits(pos)
                 far = [v + 0.1 * (-1) ** i for i, v in enumerate(own)] if pos and other else theirs
-                steps.append(diagnosis.Seen(far, own, 1e-7))
-            search = diagnosis.Search(model.shard, TOKENS, steps, lambda done, of: None)
-            assert bool(search.best([rounded])) == (not other)
+                steps.append(search.Seen(far, own, 1e-7))
+            searched = search.Search(model.shard, TOKENS, steps, lambda done, of: None)
+            assert bool(searched.best([rounded])) == (not other)
 
 
 def test_a_constant_that_is_only_near_is_about():
-    assert diagnosis.named(diagnosis.epsilon, 1e-6, 9.4e-7) == "epsilon is 1e-06, not 1e-05"
-    assert diagnosis.named(diagnosis.epsilon, 1e-7, 1.6e-7) == "epsilon is about 1e-07, not 1e-05"
-    assert diagnosis.named(diagnosis.epsilon, 0.0, 1e-9).startswith("epsilon is 0, or so small")
+    assert constants.named(constants.EPSILON, 1e-6, 9.4e-7) == "epsilon is 1e-06, not 1e-05"
+    assert constants.named(constants.EPSILON, 1e-7, 1.6e-7) == "epsilon is about 1e-07, not 1e-05"
+    assert constants.named(constants.EPSILON, 0.0, 1e-9).startswith("epsilon is 0, or so small")
 
 
 def test_one_logit_alone_can_be_wrong(path, tmp_path):
@@ -542,43 +542,43 @@ def test_a_row_is_named_only_where_all_other_logits_are_right(path):
         model.forward(1, 0)  # which measures the classifier's rows
         right = [[0.1 * i for i in range(48)] for _ in range(4)]
         theirs = [[*row[:40], row[40] + 1e-3, *row[41:]] for row in right]
-        seen = [diagnosis.Seen(t, r, 1e-7) for t, r in zip(theirs, right, strict=True)]
-        (name,) = diagnosis.one_row(model.shard, [1, 17, 5, 3], seen)
+        seen = [search.Seen(t, r, 1e-7) for t, r in zip(theirs, right, strict=True)]
+        (name,) = search.one_row(model.shard, [1, 17, 5, 3], seen)
         assert name == "row 40 of the classifier is not the checkpoint's: the logit of token 40 alone is wrong"
-        seen[2] = diagnosis.Seen([v + 1e-3 for v in theirs[2]], right[2], 1e-7)
-        assert diagnosis.one_row(model.shard, [1, 17, 5, 3], seen) == []
-        (name,) = diagnosis.one_row(model.shard, [1, 40, 5, 3], seen)  # from there on it enters the model
+        seen[2] = search.Seen([v + 1e-3 for v in theirs[2]], right[2], 1e-7)
+        assert search.one_row(model.shard, [1, 17, 5, 3], seen) == []
+        (name,) = search.one_row(model.shard, [1, 40, 5, 3], seen)  # from there on it enters the model
         assert name.startswith("row 40 of the classifier") and name.endswith("is an input")
-        small = [diagnosis.Seen([v + 5e-7 * (-1) ** i for i, v in enumerate(t)], r, 1e-7)
+        small = [search.Seen([v + 5e-7 * (-1) ** i for i, v in enumerate(t)], r, 1e-7)
                  for t, r in zip(theirs, right, strict=True)]
-        assert diagnosis.one_row(model.shard, [1, 17, 5, 3], small) == []
+        assert search.one_row(model.shard, [1, 17, 5, 3], small) == []
 
 
 @pytest.mark.parametrize("name, own", [("float16", f16), ("bfloat16", bf16)])
 def test_values_are_rounded_to_the_nearest_even(name, own):
-    to, _ = mistakes.FORMATS[name]
+    to = next(form.round for form in mistakes.FORMATS if form.name == name)
     for value in (1.0, 1.00390625, 1.01171875, 1.00048828125, 1.00146484375, -3.14159, 0.0, -0.0, 6e-5, 1e-40):
         assert struct.pack("f", to([value])[0]) == struct.pack("f", own(f32(value)))
 
 
 def test_measured_constants_stand_for_round_numbers_first():
-    assert diagnosis.nearby(9.4e-7) == [0.0, 1e-6, 9e-7, 9.4e-7]
-    assert diagnosis.nearby(10001.0)[1:3] == [10000.0, 10001.0] and diagnosis.nearby(-1.0) == [0.0]
-    assert diagnosis.nearby(0.35355)[1] == 1.0 and 0.4 in diagnosis.nearby(0.35355)
+    assert constants.nearby(9.4e-7) == [0.0, 1e-6, 9e-7, 9.4e-7]
+    assert constants.nearby(10001.0)[1:3] == [10000.0, 10001.0] and constants.nearby(-1.0) == [0.0]
+    assert constants.nearby(0.35355)[1] == 1.0 and 0.4 in constants.nearby(0.35355)
 
 
 def test_a_mistake_that_enlarges_noise_is_measured_in_its_own(path, monkeypatch):
     known = mistakes.known(Checkpoint(path).config)
     missing = next(mistake for mistake in known if mistake.name.startswith("attention_residual is missing"))
     with llama2.Transformer(path) as model:
-        rows = [operations.Model(kind, model.shard, TOKENS) for kind in (missing.kind(), operations.Operations)]
+        rows = [operations.Model(kind, model.shard, TOKENS) for kind in (missing, operations.Operations)]
         steps = []
         for pos in range(3):
             wrong, right = [row.logits(pos) for row in rows]
-            steps.append(diagnosis.Seen([v + 15e-7 for v in wrong], right, 1e-7))
-        search = diagnosis.Search(model.shard, TOKENS, steps, lambda done, of: None)
-        assert 1.0 <= search.amplification(missing, 3) < 1000
+            steps.append(search.Seen([v + 15e-7 for v in wrong], right, 1e-7))
+        searched = search.Search(model.shard, TOKENS, steps, lambda done, of: None)
+        assert 1.0 <= searched.amplification(missing, 3) < 1000
         for amplification, explains in (1.0, False), (3.0, True):
-            monkeypatch.setattr(search, "amplification", lambda mistake, count, by=amplification: by)
-            fit = search.fit(missing)
+            monkeypatch.setattr(searched, "amplification", lambda mistake, count, by=amplification: by)
+            fit = searched.fit(missing)
             assert fit.explains == explains and abs(fit.noise * amplification - 15) < 0.1

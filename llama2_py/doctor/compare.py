@@ -20,7 +20,7 @@ from struct import pack
 
 from llama2 import CHUNK
 from llama2_py.console import say
-from llama2_py.doctor import diagnosis
+from llama2_py.doctor import diagnosis, search
 from llama2_py.doctor.noise import Alone, Noisy
 from llama2_py.doctor.numbers import Numbers
 from llama2_py.doctor.operations import Judgement, Operations, judge, rms
@@ -202,7 +202,7 @@ class Comparison:
             first = next((i for i, step in enumerate(self.steps) if step.off >= ONE_STEP), 0)
             steps = self.steps[:max(32, first + 12)]
             if [step.pos for step in steps] == list(range(len(steps))):  # no step is missing
-                found = diagnosis.by_logits(self.shard, self.tokens, [diagnosis.Seen(
+                found = search.by_logits(self.shard, self.tokens, [search.Seen(
                     self.numbers.values("logits", None, step.pos), self.exact[step.pos], step.noise)
                     for step in steps], tell)
         progress("looking for the mistake", 1, 1)

@@ -1,191 +1,68 @@
 """The mistakes that people make when they write a Llama.
 
-    known(config)    # all of them, as replacements for methods of operations.Operations
+    for mistake in known(config):
+        operations = mistake(shard, tokens, get)    # operations.Operations, with that mistake
+        print(mistake.name, mistake.changes)
 
-diagnosis.py tries them on another program's numbers.
+A mistake is a class: Operations with one or two methods replaced. A family of mistakes is a generator that yields such
+classes. To add one, write the class into its family; diagnosis.py tries it on another program's numbers.
 """
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from math import exp, fsum, inf, sqrt
 from operator import add, mul
 from struct import pack, unpack
-from typing import Any
+from typing import NamedTuple
 
-from llama2_py.engine.arithmetic import Exact, R
 from llama2_py.doctor.operations import U, Operations, rms, sigmoid, softmax
+from llama2_py.engine.arithmetic import Exact, R
 from llama2_py.engine.graph import NORMS, PRODUCTS
 from llama2_py.engine.rows import Rows, split
 
+NORM_OPS = tuple(NORMS)
+ROPE = ("q", "k")
+HEADS = ("weights", "attention")
+RESIDUALS = ("attention_residual", "ffn_residual")
+PRODUCT_OPS = tuple(PRODUCTS)
+MATRICES = tuple([name for name, _ in PRODUCTS.values()])
+METHODS = frozenset([name for name in vars(Operations) if not name.startswith("__")])  # that a mistake can replace
 
-@dataclass
-class Mistake:
-    """A mistake."""
-    name: str
-    ops: tuple[str, ...]      # whose results it changes
-    methods: dict[str, Any]   # of Operations, replaced
-    only: str = ""            # "logits" or "operations": where alone it is tried
-    rough: bool = False       # does it round to few bits?
-    rare: bool = False        # is it tried by itself alone, not beside a second mistake?
 
-    def kind(self) -> type:
-        """Operations with the mistake."""
-        return type("Mistaken", (Operations,), self.methods)
+class Mistake(Operations):
+    """A mistake: the operations of a program that makes it."""
+
+    name = ""                       # what is said of it
+    changes: tuple[str, ...] = ()   # the operations whose results it changes
+    in_logits = True                # is it tried on logits?
+    in_operations = True            # is it tried on operations?
+    rough = False                   # does it round to few bits?
+    alone = False                   # is it tried by itself, never beside a second mistake?
+    replaces: frozenset[str] = frozenset()  # the methods that it replaces
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.replaces = frozenset([name for name in METHODS if getattr(cls, name) is not getattr(Operations, name)])
+
+
+Kind = type[Mistake]
+
+
+def both(a: Kind, b: Kind) -> Kind:
+    """Two mistakes made together, which replace no method that is the same."""
+    assert not a.replaces & b.replaces
+    return type("Both", (a, b), {"name": f"{a.name}; and {b.name}"})
 
 
 # ----------------------------------------------------------------------------
-# What replaces a method
+# Formats of few bits
 
 
-def within(method: str, which: str, other: Callable) -> dict:
-    """The method, replaced for one operation or matrix, its first argument, alone."""
-    def replaced(self, name, *arguments):
-        return (other if name == which else getattr(Operations, method))(self, name, *arguments)
-
-    return {method: replaced}
-
-
-def renamed(method: str, names: dict) -> dict:
-    """The method, asked for another operation or matrix than its first argument."""
-    return {method: lambda self, name, *rest: getattr(Operations, method)(self, names.get(name, name), *rest)}
-
-
-def halves(self, n):
-    """Operations.pairs: (i, i + hs / 2) of each head."""
-    half = self.hs // 2
-    return [(h + i, h + i + half, i) for h in range(0, n, self.hs) for i in range(half)]
-
-
-def through(self, n):
-    """Operations.pairs: numbered from head to head."""
-    return [(i, i + 1, i // 2) for i in range(0, n, 2)]
-
-
-def backwards(self, i, pos):
-    """Operations.turn, by the opposite angle."""
-    c, s = Operations.turn(self, i, pos)
-    return c, -s
-
-
-def backwards_rotated(self, op, y, pos):
-    """Operations.rotated, by the opposite angles."""
-    return Operations.rotated(self, op, y, -pos)
-
-
-def over_length(self, op, y, pos):
-    """Operations.rotated, with pairs numbered from head to head and frequencies theta^(-2i/n), n the length of y."""
-    result, n = list(y), len(y)
-    for i in range(n // 2):
-        angle = pos * self.theta ** (-2 * i / n)
-        a, b, c, s = y[2 * i], y[2 * i + 1], math.cos(angle), math.sin(angle)
-        result[2 * i], result[2 * i + 1] = a * c - b * s, a * s + b * c
-    return result
-
-
-def exponent(formula: Callable) -> dict:
-    """RoPE's frequency theta^formula(i, hs, dim)."""
-    return {"frequency": lambda self, i: self.theta ** formula(i, self.hs, self.config.dim)}
-
-
-def shifted(kinds: str, by: int, beyond: str) -> Callable:
-    """Operations.cached of a cache whose keys or values (kinds: k, v) at position t are those of t + by. Beyond the
-    edge there are zeros, or what is at the edge."""
-    def cached(self, op, l, t, kv, pos):
-        if op in kinds:
-            t += by
-            if beyond == "zeros" and not 0 <= t <= pos:
-                return (0.0,) * self.hs
-            t = min(max(t, 0), pos)
-        return Operations.cached(self, op, l, t, kv, pos)
-
-    return cached
-
-
-def rounded_cache(kinds: str, to: Callable) -> dict:
-    """A cache whose keys or values are rounded."""
-    def cached(self, op, *place):
-        x = Operations.cached(self, op, *place)
-        return to(x) if op in kinds else x
-
-    return {"cached": cached}
-
-
-def rounded_softmax(scores: Callable, exponentials: Callable, results: Callable) -> dict:
-    """A softmax whose numbers are rounded."""
-    def probabilities(self, x):
-        x = scores(x)
-        highest = max(x)
-        e = exponentials([exp(v) for v in scores([v - highest for v in x])])
-        total = fsum(e)
-        return results([v / total for v in e])
-
-    return {"probabilities": probabilities}
-
-
-def widened(ops: Sequence[str], extra: Callable) -> dict:
-    """Operations.errors, with room for a formula in which numbers cancel: u extra(self, op, l, pos, y) (n) more."""
-    def errors(self, op, l, pos, y):
-        sigma, bound = Operations.errors(self, op, l, pos, y)
-        if op not in ops:
-            return sigma, bound
-        more = [U * abs(v) for v in extra(self, op, l, pos, y)]
-        return list(map(add, sigma, more)), [b + 8 * m for b, m in zip(bound, more, strict=True)]
-
-    return {"errors": errors}
-
-
-def layer_normalized(self, x):
-    """Operations.normalized, less the mean."""
-    mean = fsum(x) / len(x)
-    return Operations.normalized(self, [v - mean for v in x])
-
-
-def around_mean(self, op, l, pos, y):
-    """What a LayerNorm subtracts, in the units of its result."""
-    x = self.norm_input(op, l, pos)
-    mean = fsum(x) / len(x)
-    deviation = rms([v - mean for v in x]) or inf
-    return [8 * (abs(v) + abs(w * mean) / deviation) for v, w in zip(y, self.norm_weight(op, l), strict=True)]
-
-
-def log_softmax(x: Sequence[float]) -> list[float]:
-    """x (n) -> (n)"""
-    highest = max(x)
-    total = highest + math.log(fsum([exp(v - highest) for v in x]))
-    return [v - total for v in x]
-
-
-def other_matrices(rows: Callable, chosen: Iterable[str]) -> dict:
-    """Matrices whose rows are others: rows(shard, name, layer, first, last)."""
-    chosen = tuple(chosen)
-
-    @functools.cache
-    def built(shard, name, l):
-        _, n, columns = shard.checkpoint.tensors[name]
-        return Rows(lambda first, last, check: rows(shard, name, l or 0, first, last), shard.checkpoint.release, Exact,
-                    range(n), columns, unpacked=n * columns < 2**16)
-
-    return {"matrix": lambda self, name, l: (built(self.shard, name, l) if name in chosen
-                                             else Operations.matrix(self, name, l))}
-
-
-def transposed(shard, name, l, first, last):
-    """Rows of a matrix that was taken for its transpose."""
-    return list(zip(*shard.checkpoint.rows(name, l), strict=True))[first:last]
-
-
-def rounded_weights(to: Callable, embedding: bool, norms: bool) -> dict:
-    """Weights that are rounded, a row by to(row)."""
-    def rows(shard, name, l, first, last):
-        return [tuple(to(row)) for row in shard.checkpoint.rows(name, l, first, last)]
-
-    methods = other_matrices(rows, MATRICES)
-    if embedding:
-        methods["embedding"] = lambda self, l, pos: tuple(to(Operations.embedding(self, l, pos)))
-    if norms:
-        methods["norm_weight"] = lambda self, op, l: tuple(to(Operations.norm_weight(self, op, l)))
-    return methods
+class Format(NamedTuple):
+    """A format of numbers."""
+    name: str
+    round: Callable[[Sequence[float]], Sequence[float]]  # x (n) -> (n)
+    distance: float                                      # half the distance of neighbours at 1
 
 
 def float16(x: Sequence[float]) -> tuple[float, ...]:
@@ -201,274 +78,1176 @@ def bfloat16(x: Sequence[float]) -> tuple[float, ...]:
     return unpack(f"{n}f", pack(f"{n}I", *bits))
 
 
-def int8(group: int) -> Callable:
-    """Rounding to 8 bits, in groups of so many numbers with a scale each; 0: a row is a group."""
-    def rounded(x):
-        result = []
-        for part in split(x, group or len(x)):
-            (scale,) = R([max(map(abs, part)) / 127])
-            result += [round(v / scale) * scale for v in part] if scale else part
-        return R(result)
-
-    return rounded
+def int8(x: Sequence[float], group: int) -> tuple[float, ...]:
+    """x (n) -> (n), rounded to 8 bits, in groups of so many numbers with a scale each; 0: all are one group."""
+    result: list[float] = []
+    for part in split(x, group or len(x)):
+        (scale,) = R([max(map(abs, part)) / 127])
+        result += [round(v / scale) * scale for v in part] if scale else part
+    return R(result)
 
 
-# The one with fewer bits first, since its numbers are in the other as well; half the distance of neighbours at 1
-FORMATS = {"bfloat16": (bfloat16, 2.0**-8), "float16": (float16, 2.0**-11)}
-ACTIVATIONS = {
-    "GELU": lambda self, a: a * (1 + math.erf(a / sqrt(2))) / 2,
-    "GELU, by tanh,": lambda self, a: a * (1 + math.tanh(sqrt(2 / math.pi) * (a + 0.044715 * a**3))) / 2,
-    "quick GELU, a * sigmoid(1.702 a),": lambda self, a: a * sigmoid(1.702 * a),
-    "ReLU": lambda self, a: max(a, 0.0),
-    "a sigmoid": lambda self, a: sigmoid(a),
-    "tanh": lambda self, a: math.tanh(a),
-    "nothing": lambda self, a: a,
-}
-MATRICES = [name for name, _ in PRODUCTS.values()]
-MATMULS, ROPE, HEADS = tuple(PRODUCTS), ("q", "k"), ("weights", "attention")
+# The one with fewer bits first, since its numbers are in the other as well
+FORMATS = (Format("bfloat16", bfloat16, 2.0**-8), Format("float16", float16, 2.0**-11))
 
 # ----------------------------------------------------------------------------
-# The known mistakes
+# All of them
 
 
-def known(config, first_wrong: int = 0) -> list[Mistake]:
-    """The mistakes that can be made with a model, those with a constant to be measured aside. first_wrong: the first
-    step that is wrong, from which attention's window is guessed."""
-    found = []
+def known(config, first_wrong: int = 0) -> list[Kind]:
+    """The mistakes that can be made with a model; not those with a constant, which diagnosis.py measures. first_wrong:
+    the first position that is wrong, from which attention's window is guessed."""
+    return [
+        *rope_pairs(),
+        *rope_angles(),
+        *rope_frequencies(),
+        *rope_formats(),
+        *rope_positions(),
+        *key_heads(),
+        *score_scales(),
+        *visible_positions(first_wrong),
+        *softmax_sums(),
+        *cache_shifts(),
+        *softmax_formulas(),
+        *softmax_formats(),
+        *norm_formulas(),
+        *norm_weights(config.n_layers),
+        *swapped_norms(),
+        *feed_forward(),
+        *residuals(),
+        *wrong_matrices(config),
+        *wrong_layers(config.n_layers),
+        *classifiers(config),
+        *weight_formats(config),
+        *wrong_tokens(),
+        *wrong_logits(),
+        *result_formats(),
+    ]
 
-    def know(name, ops, only="", rough=False, rare=False, **methods):
-        found.append(Mistake(name, (ops,) if isinstance(ops, str) else ops, methods, only, rough, rare))
 
-    know_rope(know)
-    know_attention(know, first_wrong)
-    know_norms(know, config.n_layers)
-    know_feed_forward(know)
-    know_weights(know, config)
-    know_tokens(know)
-    for name, (to, _) in FORMATS.items():
-        for op in ("attention_norm", "q", "attention", "attention_out", "ffn_norm", "swiglu", "ffn_out", "final_norm"):
-            know(f"results of {op} are {name}", op, "logits", rough=True, **within(
-                "result", op, lambda self, op, l, pos, to=to: to(Operations.result(self, op, l, pos))))
-        know(f"x, the residual stream, is {name}", ("attention_residual", "ffn_residual"), "logits", rough=True,
-             result=lambda self, op, l, pos, to=to: (to if op.endswith("residual") else list)(
-                 Operations.result(self, op, l, pos)))
-        know(f"keys and values are {name}", HEADS, rough=True, **rounded_cache("kv", to))
-        know(f"keys are {name}", "weights", rough=True, **rounded_cache("k", to))
-        know(f"values are {name}", "attention", rough=True, **rounded_cache("v", to))
-    return found
+# ----------------------------------------------------------------------------
+# Rotary position embedding
 
 
-def know_rope(know: Callable) -> None:
-    """Rotary position embedding."""
-    know("RoPE turns halves, (i, i + hs/2), not neighbours, (2i, 2i + 1)", ROPE, pairs=halves)
-    know("RoPE is left out", ROPE, rotated=lambda self, op, y, pos: y)
-    know("RoPE turns q only, not k", "k", **within("rotated", "k", lambda self, op, y, pos: y))
-    know("RoPE turns k only, not q", "q", **within("rotated", "q", lambda self, op, y, pos: y))
-    know("RoPE turns the other way", ROPE, turn=backwards)
+def rope_pairs() -> Iterator[Kind]:
+    """What is turned."""
+    class Halves(Mistake):
+        name = "RoPE turns halves, (i, i + hs/2), not neighbours, (2i, 2i + 1)"
+        changes = ROPE
+
+        def pairs(self, n):
+            half = self.hs // 2
+            return [(h + i, h + i + half, i) for h in range(0, n, self.hs) for i in range(half)]
+    yield Halves
+
+    class LeftOut(Mistake):
+        name = "RoPE is left out"
+        changes = ROPE
+
+        def rotated(self, op, y, pos):
+            return y
+    yield LeftOut
+
+    yield not_turned("q only, not k", "k")
+    yield not_turned("k only, not q", "q")
+
+
+def not_turned(text: str, which: str) -> Kind:
+    """RoPE that leaves q or k as it is."""
+    class NotTurned(Mistake):
+        name = f"RoPE turns {text}"
+        changes = (which,)
+
+        def rotated(self, op, y, pos):
+            return y if op == which else super().rotated(op, y, pos)
+    return NotTurned
+
+
+def rope_angles() -> Iterator[Kind]:
+    """By how much it is turned."""
+    class Backwards(Mistake):
+        name = "RoPE turns the other way"
+        changes = ROPE
+
+        def turn(self, i, pos):
+            c, s = super().turn(i, pos)
+            return c, -s
+    yield Backwards
+
     for op in ROPE:
-        know(f"RoPE turns {op} the other way", op, rare=True, **within("rotated", op, backwards_rotated))
-    know("RoPE's cosines and sines are swapped", ROPE, rare=True, turn=lambda self, i, pos: (
-        Operations.turn(self, i, pos)[::-1]))
-    for factor, text in [(2, "twice the angle: is it applied twice?"), (0.5, "half the angle"),
-                         (0.25, "a quarter of the angle"), (math.pi / 180, "degrees taken for radians")]:
-        know(f"RoPE turns by {text}", ROPE, rare=True, angle=lambda self, i, pos, by=factor: (
-            by * Operations.angle(self, i, pos)))
-    know("RoPE turns the first head alone", ROPE, rare=True, pairs=lambda self, n: Operations.pairs(self, self.hs))
-    know("RoPE's pairs are counted from head to head, over the length of q or k", ROPE, rare=True, rotated=over_length)
-    know("RoPE turns v too", "v", v=lambda self, l, pos: self.rotated("v", Operations.v(self, l, pos), pos))
-    for wrong, formula in [("-i/hs", lambda i, hs, dim: -i / hs), ("-4i/hs", lambda i, hs, dim: -4 * i / hs),
-                           ("-2i/dim", lambda i, hs, dim: -2 * i / dim), ("0", lambda i, hs, dim: 0),
-                           ("-2(i + 1)/hs", lambda i, hs, dim: -2 * (i + 1) / hs)]:
-        know(f"RoPE's frequency of pair i is theta^({wrong}), not theta^(-2i/hs)", ROPE, **exponent(formula))
-    know("RoPE's pairs are counted from head to head, not within each", ROPE, pairs=through)
-    know("RoPE's pairs are counted from head to head, over dim", ROPE, pairs=through,
-         **exponent(lambda i, hs, dim: -2 * i / dim))
-    for name, (to, _) in FORMATS.items():
-        know(f"RoPE's frequencies are rounded to {name}", ROPE, frequency=lambda self, i, to=to: to(
-            [Operations.frequency(self, i)])[0])
-        know(f"RoPE's angles are rounded to {name}", ROPE, angle=lambda self, i, pos, to=to: to(
-            [Operations.angle(self, i, pos)])[0])
-        know(f"RoPE's cosines and sines are rounded to {name}", ROPE, turn=lambda self, i, pos, to=to: to(
-            Operations.turn(self, i, pos)))
-    know("RoPE's positions begin at 1, not at 0", ROPE, "operations", position=lambda self, pos: pos + 1)
-    know("RoPE's positions begin at -1, not at 0", ROPE, "operations", position=lambda self, pos: pos - 1)
-    know("RoPE's position is always 1", ROPE, "operations", position=lambda self, pos: 1)
-    for op, by in ("q", 1), ("q", -1), ("k", 1), ("k", -1):
-        know(f"RoPE turns {op} by position {'pos + 1' if by > 0 else 'pos - 1'}", op, **within(
-            "rotated", op, lambda self, op, y, pos, by=by: Operations.rotated(self, op, y, pos + by)))
+        yield one_backwards(op)
+
+    class CosinesAndSinesSwapped(Mistake):
+        name = "RoPE's cosines and sines are swapped"
+        changes = ROPE
+        alone = True
+
+        def turn(self, i, pos):
+            c, s = super().turn(i, pos)
+            return s, c
+    yield CosinesAndSinesSwapped
+
+    yield angle_times(2, "twice the angle: is it applied twice?")
+    yield angle_times(0.5, "half the angle")
+    yield angle_times(0.25, "a quarter of the angle")
+    yield angle_times(math.pi / 180, "degrees taken for radians")
+
+    class FirstHeadAlone(Mistake):
+        name = "RoPE turns the first head alone"
+        changes = ROPE
+        alone = True
+
+        def pairs(self, n):
+            return super().pairs(self.hs)
+    yield FirstHeadAlone
+
+    class OverTheLength(Mistake):
+        name = "RoPE's pairs are counted from head to head, over the length of q or k"
+        changes = ROPE
+        alone = True
+
+        def rotated(self, op, y, pos):
+            n = len(y)
+            result = list(y)
+            for i in range(0, n, 2):
+                angle = pos * self.theta ** (-i / n)
+                c, s = math.cos(angle), math.sin(angle)
+                a, b = y[i], y[i + 1]
+                result[i] = a * c - b * s
+                result[i + 1] = a * s + b * c
+            return result
+    yield OverTheLength
+
+    class TurnsV(Mistake):
+        name = "RoPE turns v too"
+        changes = ("v",)
+
+        def v(self, l, pos):
+            return self.rotated("v", super().v(l, pos), pos)
+    yield TurnsV
 
 
-def know_attention(know: Callable, first_wrong: int) -> None:
-    """Attention."""
-    for kinds, name, ops in ("kv", "key and value head", HEADS), ("k", "key head", "weights"), ("v", "value head",
-                                                                                             "attention"):
-        for text, other in [("h % kv_heads", lambda self, h: h % self.config.n_kv_heads), ("0", lambda self, h: 0),
-                            ("min(h, kv_heads - 1)", lambda self, h: min(h, self.config.n_kv_heads - 1)),
-                            ("of query head h + 1", lambda self, h: (h + 1) // self.group % self.config.n_kv_heads)]:
-            know(f"query head h uses {name} {text}, not h / (heads / kv_heads)", ops,
-                 rare=kinds != "kv" or "+ 1" in text, kv_head=lambda self, h, op, kinds=kinds, other=other: (
-                     other(self, h) if op in kinds else Operations.kv_head(self, h, op)))
-    know("scores are not divided by sqrt(hs)", "weights", scale=lambda self: 1.0)
-    know("scores are divided by hs, not by sqrt(hs)", "weights", scale=lambda self: 1 / self.hs)
-    know("scores are divided by sqrt(dim), not by sqrt(hs)", "weights", scale=lambda self: 1 / sqrt(self.config.dim))
-    know("a position does not attend to itself (the first does)", "weights",
-         visible=lambda self, pos: range(max(pos, 1)))
-    know("a position does not attend to itself", "weights", visible=range_before)
+def one_backwards(which: str) -> Kind:
+    """RoPE that turns q or k by the opposite angles."""
+    class OneBackwards(Mistake):
+        name = f"RoPE turns {which} the other way"
+        changes = (which,)
+        alone = True
+
+        def rotated(self, op, y, pos):
+            return super().rotated(op, y, -pos if op == which else pos)
+    return OneBackwards
+
+
+def angle_times(factor: float, text: str) -> Kind:
+    """RoPE by a multiple of the angle."""
+    class AngleTimes(Mistake):
+        name = f"RoPE turns by {text}"
+        changes = ROPE
+        alone = True
+
+        def angle(self, i, pos):
+            return factor * super().angle(i, pos)
+    return AngleTimes
+
+
+def through(self, n: int) -> list[tuple[int, int, int]]:
+    """Operations.pairs, with the pairs numbered from head to head."""
+    return [(i, i + 1, i // 2) for i in range(0, n, 2)]
+
+
+class OtherExponent(Mistake):
+    """RoPE's frequency of pair i is theta to the power of something else."""
+    changes = ROPE
+
+    def exponent(self, i: int) -> float:
+        """The exponent of pair i."""
+        raise NotImplementedError
+
+    def frequency(self, i):
+        return self.theta ** self.exponent(i)
+
+
+def rope_frequencies() -> Iterator[Kind]:
+    """The frequency of a pair."""
+    class HalfTheExponent(OtherExponent):
+        name = "RoPE's frequency of pair i is theta^(-i/hs), not theta^(-2i/hs)"
+
+        def exponent(self, i):
+            return -i / self.hs
+    yield HalfTheExponent
+
+    class TwiceTheExponent(OtherExponent):
+        name = "RoPE's frequency of pair i is theta^(-4i/hs), not theta^(-2i/hs)"
+
+        def exponent(self, i):
+            return -4 * i / self.hs
+    yield TwiceTheExponent
+
+    class OverDim(OtherExponent):
+        name = "RoPE's frequency of pair i is theta^(-2i/dim), not theta^(-2i/hs)"
+
+        def exponent(self, i):
+            return -2 * i / self.config.dim
+    yield OverDim
+
+    class NoExponent(OtherExponent):
+        name = "RoPE's frequency of pair i is theta^(0), not theta^(-2i/hs)"
+
+        def exponent(self, i):
+            return 0
+    yield NoExponent
+
+    class FromOne(OtherExponent):
+        name = "RoPE's frequency of pair i is theta^(-2(i + 1)/hs), not theta^(-2i/hs)"
+
+        def exponent(self, i):
+            return -2 * (i + 1) / self.hs
+    yield FromOne
+
+    class Through(Mistake):
+        name = "RoPE's pairs are counted from head to head, not within each"
+        changes = ROPE
+        pairs = through
+    yield Through
+
+    class ThroughOverDim(OverDim):
+        name = "RoPE's pairs are counted from head to head, over dim"
+        pairs = through
+    yield ThroughOverDim
+
+
+def rope_formats() -> Iterator[Kind]:
+    """RoPE in few bits."""
+    for form in FORMATS:
+        yield from rope_in(form)
+
+
+def rope_in(form: Format) -> Iterator[Kind]:
+    """RoPE's tables, rounded to a format."""
+    class Frequencies(Mistake):
+        name = f"RoPE's frequencies are rounded to {form.name}"
+        changes = ROPE
+        alone = True
+
+        def frequency(self, i):
+            return form.round([super().frequency(i)])[0]
+    yield Frequencies
+
+    class Angles(Mistake):
+        name = f"RoPE's angles are rounded to {form.name}"
+        changes = ROPE
+        alone = True
+
+        def angle(self, i, pos):
+            return form.round([super().angle(i, pos)])[0]
+    yield Angles
+
+    class Turns(Mistake):
+        name = f"RoPE's cosines and sines are rounded to {form.name}"
+        changes = ROPE
+        alone = True
+
+        def turn(self, i, pos):
+            return form.round(super().turn(i, pos))
+    yield Turns
+
+
+def rope_positions() -> Iterator[Kind]:
+    """The position by which it turns. (That all positions are shifted changes no logit.)"""
+    class FromOne(Mistake):
+        name = "RoPE's positions begin at 1, not at 0"
+        changes = ROPE
+        in_logits = False
+
+        def position(self, pos):
+            return pos + 1
+    yield FromOne
+
+    class FromMinusOne(Mistake):
+        name = "RoPE's positions begin at -1, not at 0"
+        changes = ROPE
+        in_logits = False
+
+        def position(self, pos):
+            return pos - 1
+    yield FromMinusOne
+
+    class AlwaysOne(Mistake):
+        name = "RoPE's position is always 1"
+        changes = ROPE
+        in_logits = False
+
+        def position(self, pos):
+            return 1
+    yield AlwaysOne
+
+    for op in ROPE:
+        yield one_shifted(op, 1, "pos + 1")
+        yield one_shifted(op, -1, "pos - 1")
+
+
+def one_shifted(which: str, by: int, text: str) -> Kind:
+    """RoPE that turns q or k by another position."""
+    class OneShifted(Mistake):
+        name = f"RoPE turns {which} by position {text}"
+        changes = (which,)
+
+        def rotated(self, op, y, pos):
+            return super().rotated(op, y, pos + by if op == which else pos)
+    return OneShifted
+
+
+# ----------------------------------------------------------------------------
+# Attention
+
+
+def key_heads() -> Iterator[Kind]:
+    """Which key and value head a query head uses."""
+    yield from key_heads_of("kv", "key and value head", HEADS)
+    yield from key_heads_of("k", "key head", ("weights",))
+    yield from key_heads_of("v", "value head", ("attention",))
+
+
+def key_heads_of(kinds: str, text: str, ops: tuple[str, ...]) -> Iterator[Kind]:
+    """Another head of keys, of values, or of both (kinds: k, v)."""
+    class OtherHead(Mistake):
+        changes = ops
+        alone = kinds != "kv"
+
+        def other_head(self, h: int) -> int:
+            raise NotImplementedError
+
+        def kv_head(self, h, op):
+            return self.other_head(h) if op in kinds else super().kv_head(h, op)
+
+    not_it = "not h / (heads / kv_heads)"
+
+    class Modulo(OtherHead):
+        name = f"query head h uses {text} h % kv_heads, {not_it}"
+
+        def other_head(self, h):
+            return h % self.config.n_kv_heads
+    yield Modulo
+
+    class First(OtherHead):
+        name = f"query head h uses {text} 0, {not_it}"
+
+        def other_head(self, h):
+            return 0
+    yield First
+
+    class UpToTheLast(OtherHead):
+        name = f"query head h uses {text} min(h, kv_heads - 1), {not_it}"
+
+        def other_head(self, h):
+            return min(h, self.config.n_kv_heads - 1)
+    yield UpToTheLast
+
+    class OfTheNext(OtherHead):
+        name = f"query head h uses {text} of query head h + 1, {not_it}"
+        alone = True
+
+        def other_head(self, h):
+            return (h + 1) // self.group % self.config.n_kv_heads
+    yield OfTheNext
+
+
+def score_scales() -> Iterator[Kind]:
+    """What scores are multiplied by."""
+    class Unscaled(Mistake):
+        name = "scores are not divided by sqrt(hs)"
+        changes = ("weights",)
+
+        def scale(self):
+            return 1.0
+    yield Unscaled
+
+    class ByHeadSize(Mistake):
+        name = "scores are divided by hs, not by sqrt(hs)"
+        changes = ("weights",)
+
+        def scale(self):
+            return 1 / self.hs
+    yield ByHeadSize
+
+    class ByRootOfDim(Mistake):
+        name = "scores are divided by sqrt(dim), not by sqrt(hs)"
+        changes = ("weights",)
+
+        def scale(self):
+            return 1 / sqrt(self.config.dim)
+    yield ByRootOfDim
+
+
+def visible_positions(first_wrong: int) -> Iterator[Kind]:
+    """What a position attends to."""
+    class NotItselfButTheFirst(Mistake):
+        name = "a position does not attend to itself (the first does)"
+        changes = ("weights",)
+
+        def visible(self, pos):
+            return range(max(pos, 1))
+    yield NotItselfButTheFirst
+
+    class NotItself(Mistake):
+        name = "a position does not attend to itself"
+        changes = ("weights",)
+
+        def visible(self, pos):
+            return range(pos)
+    yield NotItself
+
     for width in range(max(1, first_wrong - 1), first_wrong + 2):
-        know(f"attention sees the last {width} positions only", "weights",
-             visible=lambda self, pos, width=width: range(max(0, pos + 1 - width), pos + 1))
-    know("scores are divided by sqrt(kv_dim), not by sqrt(hs)", "weights", rare=True,
-         scale=lambda self: 1 / sqrt(self.config.n_kv_heads * self.hs))
-    know("later positions do not attend to the first", "weights", rare=True,
-         visible=lambda self, pos: range(min(pos, 1), pos + 1))
-    know("softmax runs over the whole context, zeros included", "weights", rare=True, probabilities=lambda self, x: (
-        softmax([*x, *[0.0] * (self.config.seq_len - len(x))])[:len(x)]))
-    know("softmax adds 1 to its sum", "weights", rare=True, probabilities=lambda self, x: softmax([*x, 0.0])[:-1])
-    know("attention sees the first position only", "weights", visible=lambda self, pos: range(1))
-    for kinds, name, ops in ("k", "keys", ("weights",)), ("v", "values", ("attention",)), ("kv", "keys and values",
-                                                                                         HEADS):
+        yield window(width)
+
+    class ByRootOfKvDim(Mistake):
+        name = "scores are divided by sqrt(kv_dim), not by sqrt(hs)"
+        changes = ("weights",)
+        alone = True
+
+        def scale(self):
+            return 1 / sqrt(self.config.n_kv_heads * self.hs)
+    yield ByRootOfKvDim
+
+    class NotTheFirst(Mistake):
+        name = "later positions do not attend to the first"
+        changes = ("weights",)
+        alone = True
+
+        def visible(self, pos):
+            return range(min(pos, 1), pos + 1)
+    yield NotTheFirst
+
+
+def window(width: int) -> Kind:
+    """Attention with a window."""
+    class Window(Mistake):
+        name = f"attention sees the last {width} positions only"
+        changes = ("weights",)
+
+        def visible(self, pos):
+            return range(max(0, pos + 1 - width), pos + 1)
+    return Window
+
+
+def softmax_sums() -> Iterator[Kind]:
+    """What softmax adds up."""
+    class WholeContext(Mistake):
+        name = "softmax runs over the whole context, zeros included"
+        changes = ("weights",)
+        alone = True
+
+        def probabilities(self, scores):
+            zeros = [0.0] * (self.config.seq_len - len(scores))
+            return softmax([*scores, *zeros])[:len(scores)]
+    yield WholeContext
+
+    class OneMore(Mistake):
+        name = "softmax adds 1 to its sum"
+        changes = ("weights",)
+        alone = True
+
+        def probabilities(self, scores):
+            return softmax([*scores, 0.0])[:-1]
+    yield OneMore
+
+    class TheFirstOnly(Mistake):
+        name = "attention sees the first position only"
+        changes = ("weights",)
+
+        def visible(self, pos):
+            return range(1)
+    yield TheFirstOnly
+
+
+def cache_shifts() -> Iterator[Kind]:
+    """A cache that is read or written at a neighbour's position."""
+    for kinds, text, ops in [("k", "keys", ("weights",)), ("v", "values", ("attention",)),
+                             ("kv", "keys and values", HEADS)]:
         for by, time in (-1, "late"), (1, "early"):
-            for beyond in "zeros", "the edge":
-                know(f"the cache's {name} are one position {time}", ops, cached=shifted(kinds, by, beyond))
-    know("softmax is missing: the scores are the weights", "weights", probabilities=lambda self, x: x)
-    know("softmax has no exp: the scores are divided by their sum", "weights",
-         probabilities=lambda self, x: [v / (fsum(x) or inf) for v in x])
-    for name, (to, _) in FORMATS.items():
-        know(f"softmax is in {name}", "weights", rough=True, **rounded_softmax(to, to, to))
-        know(f"softmax's exponentials and results are {name}", "weights", rough=True, **rounded_softmax(list, to, to))
-        know(f"softmax's results are {name}", "weights", rough=True, **rounded_softmax(list, list, to))
-        know(f"scores are {name}", "weights", rough=True, **rounded_softmax(to, list, list))
+            for beyond_is_zero in True, False:
+                yield shifted_cache(kinds, by, beyond_is_zero, f"the cache's {text} are one position {time}", ops)
 
 
-def range_before(self, pos):
-    """Operations.visible, without the position itself."""
-    return range(pos)
+def shifted_cache(kinds: str, by: int, beyond_is_zero: bool, text: str, ops: tuple[str, ...]) -> Kind:
+    """A cache whose keys or values (kinds: k, v) at position t are those of t + by. Beyond the edge there are zeros, or
+    what is at the edge."""
+    class ShiftedCache(Mistake):
+        name = text
+        changes = ops
+
+        def cached(self, op, l, t, kv, pos):
+            if op not in kinds:
+                return super().cached(op, l, t, kv, pos)
+            there = t + by
+            if beyond_is_zero and not 0 <= there <= pos:
+                return (0.0,) * self.hs
+            return super().cached(op, l, min(max(there, 0), pos), kv, pos)
+    return ShiftedCache
 
 
-def know_norms(know: Callable, L: int) -> None:
-    """The norms."""
-    know("epsilon is added outside of the root", tuple(NORMS),
-         inverse_root=lambda self, mean: 1 / (sqrt(mean) + self.epsilon))
-    know("LayerNorm, which takes off the mean, stands for RMSNorm", tuple(NORMS), normalized=layer_normalized,
-         **widened(tuple(NORMS), around_mean))
-    know("norms divide by the root of the sum of squares, not of their mean", tuple(NORMS),
-         normalized=lambda self, x: [v / sqrt(len(x)) for v in Operations.normalized(self, x)])
-    know("the norms' weights are missing", tuple(NORMS), norm_weight=lambda self, op, l: (1.0,) * self.config.dim)
-    know("the norms' weights are 1 + weight", tuple(NORMS), norm_weight=lambda self, op, l: [
-        1 + w for w in Operations.norm_weight(self, op, l)])
-    for op in NORMS:
-        know(f"{op} has no weight", op, **within("norm_weight", op, lambda self, op, l: (1.0,) * self.config.dim))
-        know(f"{op} is missing", op, **within("norm", op, lambda self, op, l, x: list(x)))
-        know(f"{op} multiplies by the weight and does not divide", op, **within(
-            "norm", op, lambda self, op, l, x: list(map(mul, x, self.norm_weight(op, l)))))
-        for by in (1, -1) if op != "final_norm" and L > 1 else ():
-            know(f"{op} has the weight of the layer {'after' if by > 0 else 'before'}", op, rare=True, **within(
-                "norm_weight", op, lambda self, op, l, by=by: Operations.norm_weight(self, op, (l + by) % L)))
-    swap = {"attention_norm": "ffn_norm", "ffn_norm": "attention_norm"}
-    know("the weights of attention_norm and ffn_norm are swapped", tuple(swap), **renamed("norm_weight", swap))
-    know("ffn_norm has attention_norm's weight", "ffn_norm", **renamed("norm_weight", {"ffn_norm": "attention_norm"}))
-    know("attention_norm has ffn_norm's weight", "attention_norm", **renamed(
-        "norm_weight", {"attention_norm": "ffn_norm"}))
-    know("final_norm is applied twice", "final_norm", rare=True, **within("norm", "final_norm", lambda self, op, l, x: (
-        Operations.norm(self, op, l, Operations.norm(self, op, l, x)))))
-    know("ffn_norm is of what entered the layer, before attention", "ffn_norm", **within(
-        "norm_input", "ffn_norm", lambda self, op, l, pos: self.x(l, pos)))
+def softmax_formulas() -> Iterator[Kind]:
+    """Something else in place of softmax."""
+    class Missing(Mistake):
+        name = "softmax is missing: the scores are the weights"
+        changes = ("weights",)
+
+        def probabilities(self, scores):
+            return scores
+    yield Missing
+
+    class WithoutExp(Mistake):
+        name = "softmax has no exp: the scores are divided by their sum"
+        changes = ("weights",)
+
+        def probabilities(self, scores):
+            total = fsum(scores) or inf
+            return [v / total for v in scores]
+    yield WithoutExp
 
 
-def product_of_both(self, op, l, pos, y):
-    """gate * up, (hidden_dim)"""
-    return list(map(mul, self.get("gate", l, pos), self.get("up", l, pos)))
+def softmax_formats() -> Iterator[Kind]:
+    """Softmax in few bits."""
+    for form in FORMATS:
+        yield rounded_softmax(f"softmax is in {form.name}", form.round, form.round, form.round)
+        yield rounded_softmax(f"softmax's exponentials and results are {form.name}", list, form.round, form.round)
+        yield rounded_softmax(f"softmax's results are {form.name}", list, list, form.round)
+        yield rounded_softmax(f"scores are {form.name}", form.round, list, list)
 
 
-def know_feed_forward(know: Callable) -> None:
-    """The feed-forward network, and the residual connections."""
-    for name, function in ACTIVATIONS.items():
-        know(f"{name} stands for SiLU", "swiglu", activation=function, **widened(["swiglu"], product_of_both))
-    swap = {"w1": "w3", "w3": "w1"}
-    know("w1 and w3 are swapped", ("gate", "up"), **renamed("matrix", swap))
-    know("SiLU is applied to w3 x, not to w1 x", "swiglu", "operations", swiglu=lambda self, l, pos: list(map(
-        mul, map(self.activation, self.get("up", l, pos)), self.get("gate", l, pos))))
-    know("w3 x is left out", "swiglu", swiglu=lambda self, l, pos: list(map(
-        self.activation, self.get("gate", l, pos))))
-    for op, out, norm in ("attention_residual", "attention_out", "attention_norm"), ("ffn_residual", "ffn_out",
-                                                                                  "ffn_norm"):
-        know(f"{op} is missing: x is not added", op, **{op: lambda self, l, pos, out=out: self.get(out, l, pos)})
-        know(f"{op} adds to the result of the norm, not to x", op, **{
-            op: lambda self, l, pos, out=out, norm=norm: list(map(
-                add, self.get(norm, l, pos), self.get(out, l, pos)))})
-        know(f"{op} adds to the embedding, not to x", op, rare=True, **{
-            op: lambda self, l, pos, out=out: list(map(
-                add, self.get("embedding", None, pos), self.get(out, l, pos)))})
-        know(f"{op} adds twice", op, rare=True, **{op: lambda self, l, pos, op=op: [
-            a + 2 * b for a, b in zip(*self.parts(op, l, pos), strict=True)]})
-    know("ffn_residual adds to what entered the layer, without attention", "ffn_residual",
-         ffn_residual=lambda self, l, pos: list(map(add, self.x(l, pos), self.get("ffn_out", l, pos))))
+def rounded_softmax(text: str, round_scores: Callable, round_exponentials: Callable, round_results: Callable) -> Kind:
+    """A softmax whose numbers are rounded."""
+    class RoundedSoftmax(Mistake):
+        name = text
+        changes = ("weights",)
+        rough = True
+
+        def probabilities(self, scores):
+            x = round_scores(scores)
+            highest = max(x)
+            differences = round_scores([v - highest for v in x])
+            e = round_exponentials(list(map(exp, differences)))
+            total = fsum(e)
+            return round_results([v / total for v in e])
+    return RoundedSoftmax
 
 
-def know_weights(know: Callable, config) -> None:
-    """The weights: which, in which order, in which precision."""
-    L = config.n_layers
-    square = ("wq", "wo", "wk", "wv") if config.n_heads == config.n_kv_heads else ("wq", "wo")
-    layers = {op: name for op, (name, _) in PRODUCTS.items() if name != "classifier"}
-    for op, name in layers.items():
+# ----------------------------------------------------------------------------
+# Errors of formulas in which numbers cancel
+
+WIDER = 8      # times the sigma that such a formula adds: what it adds to the bound
+OF_A_MEAN = 8  # u by which a mean of some hundred numbers errs
+
+
+def widened(ops: Sequence[str], extra: Callable) -> Callable:
+    """Operations.errors, with room for a formula in which numbers cancel: u extra(self, op, l, pos, y) (n) more in each
+    sigma, and WIDER times that in each bound."""
+    def errors(self, op, l, pos, y):
+        sigma, bound = Operations.errors(self, op, l, pos, y)
+        if op not in ops:
+            return sigma, bound
+        more = [U * abs(v) for v in extra(self, op, l, pos, y)]
+        return list(map(add, sigma, more)), [b + WIDER * m for b, m in zip(bound, more, strict=True)]
+    return errors
+
+
+# ----------------------------------------------------------------------------
+# The norms
+
+
+def norm_formulas() -> Iterator[Kind]:
+    """Another formula."""
+    class EpsilonOutside(Mistake):
+        name = "epsilon is added outside of the root"
+        changes = NORM_OPS
+
+        def inverse_root(self, mean):
+            return 1 / (sqrt(mean) + self.epsilon)
+    yield EpsilonOutside
+
+    def around_mean(self, op, l, pos, y):
+        """What a LayerNorm subtracts, in the units of its result."""
+        x = self.norm_input(op, l, pos)
+        mean = fsum(x) / len(x)
+        deviation = rms([v - mean for v in x]) or inf
+        weights = self.norm_weight(op, l)
+        return [OF_A_MEAN * (abs(v) + abs(w * mean) / deviation) for v, w in zip(y, weights, strict=True)]
+
+    class LayerNorm(Mistake):
+        name = "LayerNorm, which takes off the mean, stands for RMSNorm"
+        changes = NORM_OPS
+        errors = widened(NORM_OPS, around_mean)
+
+        def normalized(self, x):
+            mean = fsum(x) / len(x)
+            return super().normalized([v - mean for v in x])
+    yield LayerNorm
+
+    class SumForMean(Mistake):
+        name = "norms divide by the root of the sum of squares, not of their mean"
+        changes = NORM_OPS
+
+        def normalized(self, x):
+            root = sqrt(len(x))
+            return [v / root for v in super().normalized(x)]
+    yield SumForMean
+
+    class NoWeights(Mistake):
+        name = "the norms' weights are missing"
+        changes = NORM_OPS
+
+        def norm_weight(self, op, l):
+            return (1.0,) * self.config.dim
+    yield NoWeights
+
+    class OnePlusWeight(Mistake):
+        name = "the norms' weights are 1 + weight"
+        changes = NORM_OPS
+
+        def norm_weight(self, op, l):
+            return [1 + w for w in super().norm_weight(op, l)]
+    yield OnePlusWeight
+
+
+def norm_weights(n_layers: int) -> Iterator[Kind]:
+    """One norm's weights."""
+    for op in NORM_OPS:
+        yield from one_norm(op)
+        if op != "final_norm" and n_layers > 1:
+            yield weight_of_layer(op, 1, "after", n_layers)
+            yield weight_of_layer(op, -1, "before", n_layers)
+
+
+def one_norm(which: str) -> Iterator[Kind]:
+    """One of the norms in part, or not at all."""
+    class NoWeight(Mistake):
+        name = f"{which} has no weight"
+        changes = (which,)
+
+        def norm_weight(self, op, l):
+            return (1.0,) * self.config.dim if op == which else super().norm_weight(op, l)
+    yield NoWeight
+
+    class Missing(Mistake):
+        name = f"{which} is missing"
+        changes = (which,)
+
+        def norm(self, op, l, x):
+            return list(x) if op == which else super().norm(op, l, x)
+    yield Missing
+
+    class WeightAlone(Mistake):
+        name = f"{which} multiplies by the weight and does not divide"
+        changes = (which,)
+
+        def norm(self, op, l, x):
+            if op != which:
+                return super().norm(op, l, x)
+            return list(map(mul, x, self.norm_weight(op, l)))
+    yield WeightAlone
+
+
+def weight_of_layer(which: str, by: int, text: str, n_layers: int) -> Kind:
+    """A norm's weight, a layer off."""
+    class WeightOfLayer(Mistake):
+        name = f"{which} has the weight of the layer {text}"
+        changes = (which,)
+        alone = True
+
+        def norm_weight(self, op, l):
+            return super().norm_weight(op, (l + by) % n_layers if op == which else l)
+    return WeightOfLayer
+
+
+def renamed_norms(text: str, names: dict[str, str]) -> Kind:
+    """Norms with the weights of others."""
+    class RenamedNorms(Mistake):
+        name = text
+        changes = tuple(names)
+
+        def norm_weight(self, op, l):
+            return super().norm_weight(names.get(op, op), l)
+    return RenamedNorms
+
+
+def swapped_norms() -> Iterator[Kind]:
+    """The norms' weights, inputs and number."""
+    yield renamed_norms("the weights of attention_norm and ffn_norm are swapped",
+                        {"attention_norm": "ffn_norm", "ffn_norm": "attention_norm"})
+    yield renamed_norms("ffn_norm has attention_norm's weight", {"ffn_norm": "attention_norm"})
+    yield renamed_norms("attention_norm has ffn_norm's weight", {"attention_norm": "ffn_norm"})
+
+    class FinalNormTwice(Mistake):
+        name = "final_norm is applied twice"
+        changes = ("final_norm",)
+        alone = True
+
+        def norm(self, op, l, x):
+            once = super().norm(op, l, x)
+            return super().norm(op, l, once) if op == "final_norm" else once
+    yield FinalNormTwice
+
+    class BeforeAttention(Mistake):
+        name = "ffn_norm is of what entered the layer, before attention"
+        changes = ("ffn_norm",)
+
+        def norm_input(self, op, l, pos):
+            return self.x(l, pos) if op == "ffn_norm" else super().norm_input(op, l, pos)
+    yield BeforeAttention
+
+
+# ----------------------------------------------------------------------------
+# The feed-forward network and the residual connections
+
+
+def gelu(a: float) -> float:
+    """By the error function."""
+    return a * (1 + math.erf(a / sqrt(2))) / 2
+
+
+def gelu_by_tanh(a: float) -> float:
+    """As GPT-2 has it."""
+    return a * (1 + math.tanh(sqrt(2 / math.pi) * (a + 0.044715 * a**3))) / 2
+
+
+def quick_gelu(a: float) -> float:
+    """As CLIP has it."""
+    return a * sigmoid(1.702 * a)
+
+
+def relu(a: float) -> float:
+    """0 where a is negative."""
+    return max(a, 0.0)
+
+
+def identity(a: float) -> float:
+    """No activation at all."""
+    return a
+
+
+ACTIVATIONS: tuple[tuple[str, Callable[[float], float]], ...] = (
+    ("GELU", gelu),
+    ("GELU, by tanh,", gelu_by_tanh),
+    ("quick GELU, a * sigmoid(1.702 a),", quick_gelu),
+    ("ReLU", relu),
+    ("a sigmoid", sigmoid),
+    ("tanh", math.tanh),
+    ("nothing", identity),
+)
+
+
+def feed_forward() -> Iterator[Kind]:
+    """The feed-forward network."""
+    for text, function in ACTIVATIONS:
+        yield other_activation(text, function)
+    yield swapped_matrices("w1", "w3", ("gate", "up"))
+
+    class OfTheOther(Mistake):
+        name = "SiLU is applied to w3 x, not to w1 x"
+        changes = ("swiglu",)
+        in_logits = False
+
+        def swiglu(self, l, pos):
+            activated = map(self.activation, self.get("up", l, pos))
+            return list(map(mul, activated, self.get("gate", l, pos)))
+    yield OfTheOther
+
+    class WithoutUp(Mistake):
+        name = "w3 x is left out"
+        changes = ("swiglu",)
+
+        def swiglu(self, l, pos):
+            return list(map(self.activation, self.get("gate", l, pos)))
+    yield WithoutUp
+
+
+def other_activation(text: str, function: Callable[[float], float]) -> Kind:
+    """Another function in place of SiLU."""
+    def product_of_both(self, op, l, pos, y):
+        """gate * up, (hidden_dim)"""
+        return list(map(mul, self.get("gate", l, pos), self.get("up", l, pos)))
+
+    class OtherActivation(Mistake):
+        name = f"{text} stands for SiLU"
+        changes = ("swiglu",)
+        activation = staticmethod(function)
+        errors = widened(("swiglu",), product_of_both)
+    return OtherActivation
+
+
+def residuals() -> Iterator[Kind]:
+    """The residual connections."""
+    yield from one_residual("attention_residual", "attention_out", "attention_norm")
+    yield from one_residual("ffn_residual", "ffn_out", "ffn_norm")
+
+    class WithoutAttention(Mistake):
+        name = "ffn_residual adds to what entered the layer, without attention"
+        changes = ("ffn_residual",)
+
+        def ffn_residual(self, l, pos):
+            return list(map(add, self.x(l, pos), self.get("ffn_out", l, pos)))
+    yield WithoutAttention
+
+
+def one_residual(op: str, out: str, norm: str) -> Iterator[Kind]:
+    """One of the two connections."""
+    def replaced(residual: Callable, text: str, is_alone: bool) -> Kind:
+        return type("OneResidual", (Mistake,), {"name": f"{op} {text}", "changes": (op,), "alone": is_alone,
+                                                op: residual})
+
+    def without_x(self, l, pos):
+        return self.get(out, l, pos)
+
+    def to_norm(self, l, pos):
+        return list(map(add, self.get(norm, l, pos), self.get(out, l, pos)))
+
+    def to_embedding(self, l, pos):
+        return list(map(add, self.get("embedding", None, pos), self.get(out, l, pos)))
+
+    def twice(self, l, pos):
+        x, change = self.parts(op, l, pos)
+        return [a + 2 * b for a, b in zip(x, change, strict=True)]
+
+    yield replaced(without_x, "is missing: x is not added", False)
+    yield replaced(to_norm, "adds to the result of the norm, not to x", False)
+    yield replaced(to_embedding, "adds to the embedding, not to x", True)
+    yield replaced(twice, "adds twice", True)
+
+
+# ----------------------------------------------------------------------------
+# The weights: which, in which order, in which precision
+
+
+def with_rows(names: Sequence[str], other_rows: Callable) -> Callable:
+    """Operations.matrix, where the matrices of these names have the rows other_rows(shard, name, l, first, last)."""
+    @functools.cache
+    def built(shard, name, l):
+        _, n, columns = shard.checkpoint.tensors[name]
+
+        def read(first, last, check):
+            return other_rows(shard, name, l or 0, first, last)
+
+        return Rows(read, shard.checkpoint.release, Exact, range(n), columns, unpacked=n * columns < 2**16)
+
+    def matrix(self, name, l):
+        return built(self.shard, name, l) if name in names else Operations.matrix(self, name, l)
+    return matrix
+
+
+def transposed_rows(shard, name: str, l: int, first: int, last: int) -> list[tuple[float, ...]]:
+    """Rows of a matrix that was taken for its transpose."""
+    columns = zip(*shard.checkpoint.rows(name, l), strict=True)
+    return list(columns)[first:last]
+
+
+def embedding_rows(shard, name: str, l: int, first: int, last: int) -> list[tuple[float, ...]]:
+    """Rows of the embedding."""
+    return shard.checkpoint.rows("embedding", 0, first, last)
+
+
+def layer_matrices() -> list[tuple[str, str]]:
+    """(operation, matrix) of those in a layer."""
+    return [(op, name) for op, (name, _) in PRODUCTS.items() if name != "classifier"]
+
+
+def wrong_matrices(config) -> Iterator[Kind]:
+    """One matrix in place of another, or of itself."""
+    multi_head = config.n_heads == config.n_kv_heads
+    square = ("wq", "wo", "wk", "wv") if multi_head else ("wq", "wo")
+    for op, name in layer_matrices():
         if name in square:
-            know(f"{name} is transposed", op, **other_matrices(transposed, [name]))
-        for by in (1, -1) if L > 1 else ():
-            know(f"{name} is that of the layer {'after' if by > 0 else 'before'}", op, rare=True, **within(
-                "matrix", name, lambda self, name, l, by=by: Operations.matrix(self, name, (l + by) % L)))
-    for one, other, ops in ("wk", "wv", ("k", "v")), ("wq", "wo", ("q", "attention_out")):
-        know(f"{one} and {other} are swapped", ops, **renamed("matrix", {one: other, other: one}))
-    if L > 1:
-        know("the layers run in reverse order", (*layers, "attention_norm", "ffn_norm"), rare=True,
-             matrix=lambda self, name, l: Operations.matrix(self, name, None if l is None else L - 1 - l),
-             norm_weight=lambda self, op, l: Operations.norm_weight(self, op, None if l is None else L - 1 - l))
-        for skipped, name in (0, "first"), (L - 1, "last"):
-            know(f"the {name} layer is skipped", "ffn_residual", "logits", rare=True,
-                 ffn_residual=lambda self, l, pos, skipped=skipped: (
-                     self.x(l, pos) if l == skipped else Operations.ffn_residual(self, l, pos)))
-    for by in (1, -1) if L > 1 else ():
-        know(f"all weights are those of the layer {'after' if by > 0 else 'before'}",
-             (*layers, "attention_norm", "ffn_norm"), rare=True,
-             matrix=lambda self, name, l, by=by: Operations.matrix(self, name, None if l is None else (l + by) % L),
-             norm_weight=lambda self, op, l, by=by: (
-                 Operations.norm_weight(self, op, None if l is None else (l + by) % L)))
-    if not config.shared_classifier:
-        know("the classifier is the embedding, but this model has one of its own", "logits", **other_matrices(
-            lambda shard, name, l, first, last: shard.checkpoint.rows("embedding", 0, first, last), ["classifier"]))
-    matrices = ("embedding", *MATMULS)
-    for name, (to, _) in FORMATS.items():
-        know(f"weights are rounded to {name}", (*matrices, *NORMS), **rounded_weights(to, True, True))
-        know(f"weights, without the norms', are rounded to {name}", matrices, **rounded_weights(to, True, False))
-        know(f"weights of matrices are rounded to {name}", MATMULS, **rounded_weights(to, False, False))
-    for group in [0] + [n for n in (32, 64, 128) if n < config.dim]:
-        size = f"groups of {group}" if group else "rows"
-        know(f"weights are rounded to int8, in {size}", matrices, **rounded_weights(int8(group), True, False))
-        know(f"weights of matrices are rounded to int8, in {size}", MATMULS, **rounded_weights(
-            int8(group), False, False))
+            yield transposed(op, name)
+        if config.n_layers > 1:
+            yield matrix_of_layer(op, name, 1, "after", config.n_layers)
+            yield matrix_of_layer(op, name, -1, "before", config.n_layers)
+    yield swapped_matrices("wk", "wv", ("k", "v"))
+    yield swapped_matrices("wq", "wo", ("q", "attention_out"))
 
 
-def errors_of_log_softmax(self, op, l, pos, y):
-    """Operations.errors, with that of the sum, which all elements share."""
-    sigma, bound = Operations.errors(self, op, l, pos, y)
-    if op != "logits":
-        return sigma, bound
-    return [s + max(sigma) for s in sigma], [b + max(bound) for b in bound]
+def transposed(op: str, which: str) -> Kind:
+    """A matrix that was taken for its transpose."""
+    class Transposed(Mistake):
+        name = f"{which} is transposed"
+        changes = (op,)
+        matrix = with_rows((which,), transposed_rows)
+    return Transposed
 
 
-def know_tokens(know: Callable) -> None:
-    """What goes in and comes out."""
-    know("BOS, token 1, is missing before the text", "embedding", token=lambda self, pos: (
-        self.tokens[pos + 1] if pos + 1 < len(self.tokens) else None))
-    know("BOS, token 1, is there twice before the text", "embedding", token=lambda self, pos: (
-        self.tokens[max(0, pos - 1)]))
-    for token, name in (2, "EOS, token 2,"), (0, "token 0"):
-        know(f"{name} stands before the text, not BOS, token 1", "embedding",
-             token=lambda self, pos, token=token: self.tokens[pos] if pos else token)
-    know("the embedding is multiplied by sqrt(dim)", "embedding", embedding=lambda self, l, pos: [
-        sqrt(self.config.dim) * v for v in Operations.embedding(self, l, pos)])
-    know("log-probabilities stand for logits", "logits", errors=errors_of_log_softmax, logits=lambda self, l, pos: (
-        log_softmax(Operations.logits(self, l, pos))))
-    know("probabilities stand for logits", "logits", logits=lambda self, l, pos: softmax(
-        Operations.logits(self, l, pos)))
-    know("logits are of the norm's input, without its result", "logits", "operations", logits=lambda self, l, pos: (
-        self.shard.classifier.times([self.norm_input("final_norm", None, pos)])[0]))
+def matrix_of_layer(op: str, which: str, by: int, text: str, n_layers: int) -> Kind:
+    """A matrix, a layer off."""
+    class MatrixOfLayer(Mistake):
+        name = f"{which} is that of the layer {text}"
+        changes = (op,)
+        alone = True
+
+        def matrix(self, name, l):
+            return super().matrix(name, (l + by) % n_layers if name == which else l)
+    return MatrixOfLayer
+
+
+def swapped_matrices(one: str, other: str, ops: tuple[str, ...]) -> Kind:
+    """Each of two matrices in place of the other."""
+    names = {one: other, other: one}
+
+    class SwappedMatrices(Mistake):
+        name = f"{one} and {other} are swapped"
+        changes = ops
+
+        def matrix(self, name, l):
+            return super().matrix(names.get(name, name), l)
+    return SwappedMatrices
+
+
+class OtherLayers(Mistake):
+    """All weights are those of other layers."""
+    changes = (*[op for op, _ in layer_matrices()], "attention_norm", "ffn_norm")
+    alone = True
+
+    def other_layer(self, l: int) -> int:
+        """The layer whose weights layer l has."""
+        raise NotImplementedError
+
+    def matrix(self, name, l):
+        return super().matrix(name, l if l is None else self.other_layer(l))
+
+    def norm_weight(self, op, l):
+        return super().norm_weight(op, l if l is None else self.other_layer(l))
+
+
+def wrong_layers(n_layers: int) -> Iterator[Kind]:
+    """Layers in another order, or fewer."""
+    if n_layers == 1:
+        return
+
+    class Reversed(OtherLayers):
+        name = "the layers run in reverse order"
+
+        def other_layer(self, l):
+            return n_layers - 1 - l
+    yield Reversed
+
+    yield skipped_layer(0, "first")
+    yield skipped_layer(n_layers - 1, "last")
+
+    class After(OtherLayers):
+        name = "all weights are those of the layer after"
+
+        def other_layer(self, l):
+            return (l + 1) % n_layers
+    yield After
+
+    class Before(OtherLayers):
+        name = "all weights are those of the layer before"
+
+        def other_layer(self, l):
+            return (l - 1) % n_layers
+    yield Before
+
+
+def skipped_layer(skipped: int, text: str) -> Kind:
+    """A layer that gives what entered it."""
+    class SkippedLayer(Mistake):
+        name = f"the {text} layer is skipped"
+        changes = ("ffn_residual",)
+        in_operations = False
+        alone = True
+
+        def ffn_residual(self, l, pos):
+            return self.x(l, pos) if l == skipped else super().ffn_residual(l, pos)
+    return SkippedLayer
+
+
+def classifiers(config) -> Iterator[Kind]:
+    """Another classifier."""
+    if config.shared_classifier:
+        return
+
+    class EmbeddingForClassifier(Mistake):
+        name = "the classifier is the embedding, but this model has one of its own"
+        changes = ("logits",)
+        matrix = with_rows(("classifier",), embedding_rows)
+    yield EmbeddingForClassifier
+
+
+def weight_formats(config) -> Iterator[Kind]:
+    """Weights in few bits."""
+    for form in FORMATS:
+        yield rounded_weights(f"weights are rounded to {form.name}", form.round, embedding_too=True, norms_too=True)
+        yield rounded_weights(f"weights, without the norms', are rounded to {form.name}", form.round,
+                              embedding_too=True)
+        yield rounded_weights(f"weights of matrices are rounded to {form.name}", form.round)
+    for group in 0, 32, 64, 128:
+        if group < config.dim:
+            yield from weights_in_int8(group)
+
+
+def weights_in_int8(group: int) -> Iterator[Kind]:
+    """Weights in 8 bits, in groups of so many with a scale each; 0: a row is a group."""
+    def rounded(row):
+        return int8(row, group)
+
+    size = f"groups of {group}" if group else "rows"
+    yield rounded_weights(f"weights are rounded to int8, in {size}", rounded, embedding_too=True)
+    yield rounded_weights(f"weights of matrices are rounded to int8, in {size}", rounded)
+
+
+def rounded_weights(text: str, rounded: Callable, embedding_too: bool = False, norms_too: bool = False) -> Kind:
+    """Weights that are rounded, row by row: those of the matrices, and others."""
+    def rounded_rows(shard, name, l, first, last):
+        return [tuple(rounded(row)) for row in shard.checkpoint.rows(name, l, first, last)]
+
+    class OfMatrices(Mistake):
+        name = text
+        changes = PRODUCT_OPS
+        alone = True
+        matrix = with_rows(MATRICES, rounded_rows)
+    if not embedding_too:
+        return OfMatrices
+
+    class AndOfEmbedding(OfMatrices):
+        changes = ("embedding", *PRODUCT_OPS)
+
+        def embedding(self, l, pos):
+            return tuple(rounded(super().embedding(l, pos)))
+    if not norms_too:
+        return AndOfEmbedding
+
+    class AndOfNorms(AndOfEmbedding):
+        changes = ("embedding", *PRODUCT_OPS, *NORM_OPS)
+
+        def norm_weight(self, op, l):
+            return tuple(rounded(super().norm_weight(op, l)))
+    return AndOfNorms
+
+
+# ----------------------------------------------------------------------------
+# What goes in and comes out
+
+
+def wrong_tokens() -> Iterator[Kind]:
+    """Other tokens, or another embedding."""
+    class NoBOS(Mistake):
+        name = "BOS, token 1, is missing before the text"
+        changes = ("embedding",)
+
+        def token(self, pos):
+            return self.tokens[pos + 1] if pos + 1 < len(self.tokens) else None
+    yield NoBOS
+
+    class TwoBOS(Mistake):
+        name = "BOS, token 1, is there twice before the text"
+        changes = ("embedding",)
+
+        def token(self, pos):
+            return self.tokens[max(0, pos - 1)]
+    yield TwoBOS
+
+    yield other_beginning("EOS, token 2,", 2)
+    yield other_beginning("token 0", 0)
+
+    class TimesRootOfDim(Mistake):
+        name = "the embedding is multiplied by sqrt(dim)"
+        changes = ("embedding",)
+
+        def embedding(self, l, pos):
+            factor = sqrt(self.config.dim)
+            return [factor * v for v in super().embedding(l, pos)]
+    yield TimesRootOfDim
+
+
+def other_beginning(text: str, first: int) -> Kind:
+    """Another token in place of BOS."""
+    class OtherBeginning(Mistake):
+        name = f"{text} stands before the text, not BOS, token 1"
+        changes = ("embedding",)
+
+        def token(self, pos):
+            return self.tokens[pos] if pos else first
+    return OtherBeginning
+
+
+def log_softmax(x: Sequence[float]) -> list[float]:
+    """x (n) -> (n)"""
+    highest = max(x)
+    total = highest + math.log(fsum([exp(v - highest) for v in x]))
+    return [v - total for v in x]
+
+
+def wrong_logits() -> Iterator[Kind]:
+    """Something else in place of the logits."""
+    class LogProbabilities(Mistake):
+        name = "log-probabilities stand for logits"
+        changes = ("logits",)
+
+        def logits(self, l, pos):
+            return log_softmax(super().logits(l, pos))
+
+        def errors(self, op, l, pos, y):
+            sigma, bound = super().errors(op, l, pos, y)
+            if op != "logits":
+                return sigma, bound
+            widest = max(sigma)  # of the sum, which all elements share
+            farthest = max(bound)
+            return [s + widest for s in sigma], [b + farthest for b in bound]
+    yield LogProbabilities
+
+    class Probabilities(Mistake):
+        name = "probabilities stand for logits"
+        changes = ("logits",)
+
+        def logits(self, l, pos):
+            return softmax(super().logits(l, pos))
+    yield Probabilities
+
+    class OfTheNormsInput(Mistake):
+        name = "logits are of the norm's input, without its result"
+        changes = ("logits",)
+        in_logits = False
+
+        def logits(self, l, pos):
+            x = self.norm_input("final_norm", None, pos)
+            return self.shard.classifier.times([x])[0]
+    yield OfTheNormsInput
+
+
+# ----------------------------------------------------------------------------
+# Results in few bits
+
+
+def result_formats() -> Iterator[Kind]:
+    """Activations and the cache in few bits."""
+    for form in FORMATS:
+        for op in ("attention_norm", "q", "attention", "attention_out", "ffn_norm", "swiglu", "ffn_out", "final_norm"):
+            yield rounded_results(f"results of {op} are {form.name}", (op,), form)
+        yield rounded_results(f"x, the residual stream, is {form.name}", RESIDUALS, form)
+        yield rounded_cache(f"keys and values are {form.name}", "kv", HEADS, form)
+        yield rounded_cache(f"keys are {form.name}", "k", ("weights",), form)
+        yield rounded_cache(f"values are {form.name}", "v", ("attention",), form)
+
+
+def rounded_results(text: str, ops: tuple[str, ...], form: Format) -> Kind:
+    """Operations whose results are rounded."""
+    class RoundedResults(Mistake):
+        name = text
+        changes = ops
+        in_operations = False
+        rough = True
+
+        def result(self, op, l, pos):
+            y = super().result(op, l, pos)
+            return form.round(y) if op in ops else y
+    return RoundedResults
+
+
+def rounded_cache(text: str, kinds: str, ops: tuple[str, ...], form: Format) -> Kind:
+    """A cache whose keys or values (kinds: k, v) are rounded."""
+    class RoundedCache(Mistake):
+        name = text
+        changes = ops
+        rough = True
+
+        def cached(self, op, l, t, kv, pos):
+            x = super().cached(op, l, t, kv, pos)
+            return form.round(x) if op in kinds else x
+    return RoundedCache

@@ -3,9 +3,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from llama2_py.console import printable
-from llama2_py.doctor import diagnosis
 from llama2_py.doctor.compare import ONE_LOGIT, ONE_STEP, OVERALL, Comparison, element, first_bit
 from llama2_py.doctor.numbers import Numbers
+from llama2_py.doctor.search import bits_of
 from llama2_py.engine.graph import place
 
 
@@ -84,7 +84,7 @@ def reasons(c: Comparison) -> Iterator[str]:
     if c.parted is not None:
         yield f"the texts part after step {c.parted}: only the steps up to there were judged"
     if c.steps and not c.consistent() and not c.first_wrong:
-        bits = diagnosis.bits_of([c.numbers.values("logits", None, step.pos) for step in c.steps])
+        bits = bits_of([c.numbers.values("logits", None, step.pos) for step in c.steps])
         if bits:
             yield f"every logit is a {bits}: the program works in that format, or writes in it"
         else:
