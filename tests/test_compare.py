@@ -21,12 +21,12 @@ from tests.helpers import HERE, bits, command, failure, forward_definition, read
 
 
 def npy(path, rows, descr="<f4", fortran=False, shape=None, form="<{}f", version=b"\1\0"):
-    """Write rows as numpy.save does."""
+    """Write rows as numpy.save does; their numbers in that order, whatever fortran says."""
     text = repr({"descr": descr, "fortran_order": fortran, "shape": shape or (len(rows), len(rows[0]))})
     text = text.replace(")}", "), }").encode()
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
     with open(path, "wb") as file:
-        file.write(b"\x93NUMPY" + version + struct.pack("<H", len(text)) + text)
+        file.write(b"\x93NUMPY" + version + struct.pack("<H" if version == b"\1\0" else "<I", len(text)) + text)
         for row in rows:
             file.write(struct.pack(form.format(len(row)), *row))
     return path
@@ -106,15 +106,16 @@ def test_numbers_that_are_not_finite_are_a_verdict(run, files, tmp_path, capfdbi
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"descr": ">f4"}, "holds '>f4', must be float16, 32 or 64 in little-endian order"),
-    ({"descr": "<i4"}, "holds '<i4'"),
-    ({"descr": [("a", "<f4")]}, "holds [("), ({"fortran": True}, "fortran_order is True"),
+    ({"descr": "<i4"}, "holds '<i4', must be float16, 32 or 64, '<f2' to '<f8' or '>f2' to '>f8'"),
+    ({"descr": [("a", "<f4")]}, "holds [("), ({"descr": "<c8"}, "holds '<c8'"),
+    ({"shape": (5, 560)}, "shape is (5, 560), must be (steps, 280), the vocabulary: rows padded to a longer vocabulary?"),
     ({"shape": (10, 279)}, "shape is (10, 279), must be (steps, 280), the vocabulary"),
     ({"shape": (280, 10)}, "shape is (280, 10)"), ({"shape": (2800,)}, "shape is (2800,)"),
     ({"shape": (2, 5, 280)}, "shape is (2, 5, 280)"), ({"shape": (9, 280)}, "size is 11328 bytes, must be 10208 for"),
     ({"shape": (0, 280)}, "shape is (0, 280)"), ({"shape": "x"}, "not an array"),
     ({"shape": (True, 280)}, "not an array"),
-    ({"shape": (10**4000, 280)}, "shape is (1000"), ({"version": b"\2\0"}, "not an array of numpy's format 1.0")])
+    ({"shape": (10**4000, 280)}, "shape is (1000"), ({"version": b"\4\0"}, "not an array of numpy's format 1.0, 2.0 or 3.0"),
+    ({"version": b"\1\1"}, "not an array of numpy's format 1.0, 2.0 or 3.0")])
 def test_arrays_of_another_kind_are_refused_with_both_named(run, tmp_path, capfdbinary, change, message):
     path = npy(tmp_path / "a.npy", run[1], **change)
     assert failure(capfdbinary, *run[0], "--compare", path).startswith(f"{path}: {message}")
@@ -127,7 +128,16 @@ def test_more_steps_than_the_run_or_the_context_are_refused(run, tmp_path, capfd
     assert failure(capfdbinary, *run[0], "--compare", path) == f"{path}: has 40 steps, more than the context of 32"
 
 
-@pytest.mark.parametrize("kind", ["<f4", "<f8", "one more dimension", "bare", "records"])
+KINDS = {  # of arrays: what differs from numpy.save of float32 rows
+    "<f4": {}, "<f8": {"descr": "<f8", "form": "<{}d"}, ">f4": {"descr": ">f4", "form": ">{}f"},
+    ">f8": {"descr": ">f8", "form": ">{}d"}, "one more dimension": {"shape": (1, 10, 280)},
+    "one dimension between": {"shape": (10, 1, 280)}, "format 2": {"version": b"\2\0"}, "format 3": {"version": b"\3\0"},
+    "Fortran's order": {"fortran": True}, "Fortran's order, one dimension between": {"fortran": True,
+                                                                                    "shape": (10, 1, 280)},
+    "Fortran's order, >f8": {"fortran": True, "descr": ">f8", "form": ">{}d"}}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "bare", "records"])
 def test_every_kind_of_file_is_read(run, tmp_path, capfdbinary, kind):
     options, rows = run
     options = [option for option in options if option not in ("-n", "10")]  # the file says how many
@@ -136,12 +146,65 @@ def test_every_kind_of_file_is_read(run, tmp_path, capfdbinary, kind):
         path.write_bytes(b"".join(map(bits, rows)))
     elif kind == "records":
         path.write_bytes(b"".join(b"%d -1 logits 280\n" % i + bits(row) for i, row in reversed(list(enumerate(rows)))))
-    elif kind == "<f8":
-        npy(path, rows, "<f8", form="<{}d")
     else:
-        npy(path, rows, shape=(1, 10, 280) if kind == "one more dimension" else None)
+        more = KINDS[kind]
+        shape = {"shape": (10, 280), **more}
+        npy(path, list(zip(*rows, strict=True)) if more.get("fortran") else rows, **shape)
     code, out, err = command(capfdbinary, *options, "--compare", path)
     assert code == 0 and b"overall 0 (limit 2)" in out and b"logits of 10 steps" in out
+
+
+STRANGE = {  # how rows are written; what they look like
+    "float64": ("<{}d", "looks like float64"), "float16": ("<{}e", "looks like float16"),
+    "big endian": (">{}f", "looks like big-endian float32"), "big-endian float64": (">{}d", "looks like big-endian"),
+    "padded": ("<{}f", "looks like rows of 320 float32, a padded vocabulary: must be rows of 280")}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("steps", [2, 8, 10])
+def test_bare_numbers_of_another_kind_are_told_what_they_look_like(run, tmp_path, capfdbinary, kind, steps):
+    form, message = STRANGE[kind]
+    rows = run[1][:steps]
+    if kind == "padded":
+        rows = [[*row, *[0.0] * 40] for row in rows]
+    (tmp_path / "theirs").write_bytes(b"".join(struct.pack(form.format(len(row)), *row) for row in rows))
+    error = failure(capfdbinary, *run[0][:-4], "-i", "a", "--compare", tmp_path / "theirs")
+    assert error.startswith(f"{tmp_path / 'theirs'}: {message}"), error
+
+
+@pytest.mark.parametrize("change", [
+    lambda rows: [[v * 1e-6 for v in row] for row in rows], lambda rows: [[v * 1e6 for v in row] for row in rows],
+    lambda rows: [[0.0] * 280 for row in rows], lambda rows: [[math.exp(3 * v) for v in row] for row in rows],
+    lambda rows: [[math.nan] * 280, *rows[1:]]])
+def test_wrong_logits_are_a_verdict_and_not_a_strange_file(run, tmp_path, capfdbinary, change):
+    rows = [list(map(rounded, row)) for row in change(run[1])]
+    (tmp_path / "theirs").write_bytes(b"".join(map(bits, rows)))
+    assert command(capfdbinary, *run[0], "--compare", tmp_path / "theirs")[0] == 1
+
+
+def split_records(data):
+    """A file of records -> [(line, its numbers)]"""
+    at, parts = 0, []
+    while at < len(data):
+        line = data[at:data.index(b"\n", at) + 1]
+        n = 4 * int(line.split()[3])
+        parts.append((line, data[at + len(line):at + len(line) + n]))
+        at += len(line) + n
+    return parts
+
+
+@pytest.mark.parametrize("ops", [[b"logits"], [b"embedding", b"q"], None])
+def test_positions_that_begin_at_1_are_told(files, tmp_path, capfdbinary, ops):
+    args = files["grouped"], "-z", files["tokenizer"], "--tokens", "1,7,30,9,40", "-t", 0
+    command(capfdbinary, *args, "-n", 4, "--like", "llama2.c", "--dump", tmp_path / "d")
+    parts = [(line, values) for line, values in split_records((tmp_path / "d").read_bytes())
+             if ops is None or line.split()[2] in ops]
+    (tmp_path / "right").write_bytes(b"".join(line + values for line, values in parts))
+    assert command(capfdbinary, *args, "--compare", tmp_path / "right")[0] == 0
+    later = b"".join(b"%d" % (line[0] - 47) + line[1:] + values for line, values in parts)
+    (tmp_path / "later").write_bytes(later)
+    error = failure(capfdbinary, *args, "--compare", tmp_path / "later")
+    assert error.startswith(f"{tmp_path / 'later'}: positions look as if they begin at 1, must begin at 0: position 1 ")
 
 
 def test_half_precision_is_read_as_what_it_is(run, tmp_path, capfdbinary):
@@ -211,12 +274,7 @@ def test_the_first_wrong_operation_is_named_whatever_the_order_of_the_records(fi
 def test_operations_without_inputs_are_judged_against_the_right_run(files, tmp_path, capfdbinary, op):
     args = files["grouped"], "-z", files["tokenizer"], "--tokens", "1,7,30"
     command(capfdbinary, *args, "-n", 3, "-t", 0, "--like", "llama2.c", "--dump", tmp_path / "d")
-    data, at, parts = (tmp_path / "d").read_bytes(), 0, []
-    while at < len(data):
-        line = data[at:data.index(b"\n", at) + 1]
-        n = 4 * int(line.split()[3])
-        parts.append((line, data[at + len(line):at + len(line) + n]))
-        at += len(line) + n
+    parts = split_records((tmp_path / "d").read_bytes())
     parts = [(line, values) for line, values in parts if line.split()[2] == op.encode()]
     (tmp_path / "some").write_bytes(b"".join(line + values for line, values in parts))
     code, out, err = command(capfdbinary, *args, "--compare", tmp_path / "some")
@@ -251,6 +309,14 @@ def test_a_record_of_a_later_step_alone_is_judged(run, tmp_path, capfdbinary):
     ((b"0 0 q 9\n" + bytes(36)) * 2, "record at byte 44, after 0 0 q 9: more than the 16 numbers of position 0, "
      "layer 0, q"),
     (b"32 0 q 1\n" + bytes(4), "position 32 is beyond the context of 32"),
+    (b"0 0 q 16\r\n" + bytes(64), "record at byte 0: the line ends in CR LF, must end in LF alone"),
+    (b"0 0 Q 16\n" + bytes(64), "record at byte 0: no operation is called Q; it looks like q"),
+    (b"0 0 w1 24\n" + bytes(96), "no operation is called w1; it looks like gate"),
+    (b"0 0 q 16\n" + bytes(64) + b"0 0 w1 24\n" + bytes(96), "after 0 0 q 16: no operation is called w1; it looks like"),
+    (b"0 0 q_proj 16\n" + bytes(64), "no operation is called q_proj; it looks like q"),
+    (b"0  0 q 16\n" + bytes(64), "record at byte 0: not a line `POS LAYER OP N`: "),
+    (b"1 0 weights 4\n" + bytes(16) + b"2 0 weights 8\n" + bytes(32), "positions look as if they begin at 1, must begin "
+     "at 0: position 1 has weights of 1 positions"),
     (b"\0" * 1121, "size is 1121 bytes: neither")])
 def test_files_that_are_none_of_the_kinds_get_one_line(files, tmp_path, capfdbinary, data, message):
     path = tmp_path / "theirs"

@@ -274,7 +274,8 @@ class NoiseOnce:
             team = workers.Team()
             team.start(self.build, 2)
             team.begin(*job)
-            self.kept[repr(job)] = [[(list(events), list(row)) for events, row in answer] for answer in team.answers()]
+            self.kept[repr(job)] = [[[(list(events), list(row)) for events, row in draws] for draws in answer]
+                                    for answer in team.answers()]
             team.close()
         self.job = repr(job)
 
@@ -437,8 +438,9 @@ def test_a_mistake_that_is_not_known_is_wrong_and_has_no_name(path, judge, fault
     verdict = judge(Port(path, fault))
     for comparison in verdict.logits, verdict.operations:
         assert not comparison.consistent() and comparison.found == []
+    wrong = verdict.operations.first_wrong
     first = {"residual times 0.99": ("ffn_residual", 0, 0), "logits capped": ("logits", None, 0)}[fault]
-    assert verdict.operations.first_wrong[:3] == first
+    assert (wrong.op, wrong.layer, wrong.pos) == first
 
 
 def test_the_inputs_of_an_operation_are_those_that_it_asks_for(path):

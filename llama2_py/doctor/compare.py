@@ -11,30 +11,37 @@ prints what was found.
 import contextlib
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from math import fsum, hypot, isfinite, sqrt
-from operator import mul, sub
+from operator import add, mul, sub
 from struct import pack
 
 from llama2 import CHUNK
 from llama2_py.console import say
 from llama2_py.doctor import diagnosis, search
-from llama2_py.doctor.noise import Alone, Noisy
+from llama2_py.doctor.noise import Alone, Noisy, draws
 from llama2_py.doctor.numbers import Numbers
 from llama2_py.doctor.operations import Judgement, Operations, judge, rms
-from llama2_py.engine.graph import place, sequence, size
+from llama2_py.engine.graph import count, place, sequence, size
 from llama2_py.engine.workers import Team
 
 # ----------------------------------------------------------------------------
 # The verdict
 
-# What is consistent with float32. (Of programs that are right the worst had 1.1, 5.6 and 10; of wrong ones the nearest
-# 10, 34 and 54, but for those whose mistake is below rounding.)
+# What is consistent with float32. (Of correct programs the worst had 1.1, 5.6 and 10; of wrong ones the nearest 10, 34
+# and 54, but for those whose mistake is below rounding. Correct runs of up to FEW steps came to 2.03 overall.)
 OVERALL, ONE_STEP, ONE_LOGIT = 2.0, 12.0, 32.0
+FEW, OVERALL_OF_FEW = 8, 3.0
 # The same for an operation whose inputs the file does not have: it has fewer numbers than the logits
 OPERATION, ONE_OPERATION = 4.0, 32.0
+NO_NOISE = 1e-30  # stands for noise where there is none
+HALF_OF_FLOAT16 = 2.0**-12  # what writing float16 adds to the noise: root mean square, relative
+
+# For the search: at least so many steps, and so many after the first wrong one
+SEARCHED, SEARCHED_AFTER = 32, 12
+KEPT = 4096  # results of the other program, for keys and values, which all later positions need
 
 
 @dataclass
@@ -50,6 +57,30 @@ class Step:
     margin: float  # the difference of the two largest logits here, if those two tokens are not the same
 
 
+@dataclass
+class Apart:
+    """An operation whose inputs the file does not have, at one position, against the right run's."""
+    pos: int
+    off: float    # root mean square of the differences
+    noise: float  # of the noise
+
+    @property
+    def ratio(self) -> float:
+        """Times the noise."""
+        return self.off / self.noise if self.off else 0.0
+
+
+@dataclass
+class FirstWrong:
+    """The first operation that is wrong, given its own inputs."""
+    op: str
+    layer: int | None
+    pos: int
+    judgement: Judgement
+    theirs: float  # its worst element there
+    ours: float    # and here
+
+
 class Comparison:
     """The comparison of a file's numbers with a model's: run it, then ask.
 
@@ -58,44 +89,53 @@ class Comparison:
     """
 
     def __init__(self, model, tokens: Sequence[int], numbers: Numbers):
-        self.model, self.shard, self.numbers, self.tokens = model, model.shard, numbers, list(tokens)
-        self.get = functools.lru_cache(4096)(numbers.values)  # for keys and values, which all later positions need
+        self.model = model
+        self.shard = model.shard
+        self.numbers = numbers
+        self.tokens = list(tokens)
+        self.get = functools.lru_cache(KEPT)(numbers.values)
         self.operations = Operations(self.shard, self.tokens, self.get)
-        self.shares = []         # of each logit in the noise: rms of the classifier's rows' lengths / the row's
-        self.steps = []          # those whose logits were judged
-        self.done = 0            # positions that were run
-        self.exact = {}          # pos -> the right logits, until a mistake has been looked for
-        self.parted = None       # the step after which the texts differ
-        self.not_finite = None   # the first number that is none: its place, for the eye
-        self.judged = {}         # op -> [(Judgement, layer, pos)]: from the other program's own inputs
-        self.apart = {}          # (op, layer) -> [(pos, rms of differences, of noise)]: where inputs are missing
-        self.first_wrong = None  # op, layer, pos, Judgement, and its worst element there and here
+        self.right: dict[tuple, Sequence[float]] = {}  # the right run's results, if there are operations without inputs
+        self.right_operations = Operations(self.shard, self.tokens, self._right_result)
+        self.fused = FusedResidual(self.shard, self.tokens, self.get)
+        self.beginning: Sequence[float] = ()  # the right logits of position 0
+        self.shares: list[float] = []        # of each logit in the noise: rms of the classifier's rows' lengths / its
+        self.steps: list[Step] = []          # those whose logits were judged
+        self.done = 0                        # positions that were run
+        self.exact: dict[int, Sequence[float]] = {}  # the right logits, by position
+        self.parted: int | None = None       # the step after which the texts differ
+        self.not_finite: str | None = None   # the first number that is none: its place, for the eye
+        self.not_finite_in_operation = False  # or else in a step's logits
+        self.judged: dict[str, list[tuple[Judgement, int | None, int]]] = {}  # from the other program's own inputs
+        self.apart: dict[tuple, list[Apart]] = {}  # (op, layer): where inputs are missing
+        self.first_wrong: FirstWrong | None = None
+        self.is_fused = False                # is ffn_residual one sum of three?
+
+    # -- the run
 
     def run(self) -> None:
         """Compute, beside each other, the exact run and the noisy one, and judge."""
-        records, goal = self.numbers.records is not None, self.numbers.steps
-        noise_of_all = records and self.numbers.lacks_inputs()  # is there an operation that the noise must judge?
+        goal = self.numbers.steps
+        observed = self.numbers.lacks_inputs()  # is there an operation that the noise must judge?
+        build = self.model.builder(Noisy, self.model.fits(Noisy))
         team, pos = Team(), 0
         with contextlib.closing(team):
-            team.start(functools.partial(Alone, self.model.builder(Noisy, self.model.fits(Noisy))), 2)
+            team.start(functools.partial(Alone, build, draws(len(self.numbers.positions()), goal)), 2)
             ahead = None  # the next chunk, if the other process has begun it
             while pos < goal and self.parted is None and self.not_finite is None:
                 progress("running", pos, goal)
-                chunk = ahead or self._begin(team, pos, noise_of_all)
-                seen = [[] for _ in chunk]
-                observers = [lambda *event, seen=events: seen.append(event) for events in seen] if noise_of_all else []
+                chunk = ahead or self._begin(team, pos, observed)
+                seen: list[list] = [[] for _ in chunk]
+                observers = [recorder(events) for events in seen] if observed else []
                 rows = self.model.forward_chunk(chunk, pos, observers)
                 (noisy,) = team.answers()
                 first, pos = pos, pos + len(chunk)
                 known = pos < min(goal, len(self.tokens))
-                ahead = self._begin(team, pos, noise_of_all) if known else None
-                for at, (row, events, noise) in enumerate(zip(rows, seen, noisy, strict=True), first):
-                    if self.not_finite is None:
-                        self._operations(at, events, noise[0])
-                        self._logits(at, row, noise[1])
-                        self.done = at + 1
+                ahead = self._begin(team, pos, observed) if known else None
+                for at, step in enumerate(zip(rows, seen, noisy, strict=True), first):
+                    self._take(at, *step)
                 if pos == len(self.tokens) < goal:
-                    self._go_on(pos - 1, row)
+                    self._go_on(pos - 1, rows[-1])
         progress("running", goal, goal)
 
     def _begin(self, team, pos, observed):
@@ -104,7 +144,35 @@ class Comparison:
         team.begin(chunk, pos, 0, observed)
         return chunk
 
+    def _take(self, pos, row, events, noisy):
+        """Judge a position: the right logits and operations, and those of each draw of noise."""
+        if self.not_finite is not None:
+            return
+        if pos == 0:
+            self.beginning = row
+        if pos == 1 and 0 not in self.numbers.positions():
+            self._check_beginning(row, [logits for _, logits in noisy])
+        if self.numbers.records is not None:
+            self._operations(pos, events, [draw for draw, _ in noisy])
+        if self.not_finite is None:
+            self._logits(pos, row, [logits for _, logits in noisy])
+        self.done = pos + 1
+
+    def _check_beginning(self, row, noisy):
+        """Raises ValueError if the file's positions evidently begin at 1: it has nothing at position 0, and at position
+        1 what should be there."""
+        embedding, logits = self.get("embedding", None, 1), self.get("logits", None, 1)
+        first, second = [tuple(self.shard.embedding(token)) for token in self.tokens[:2]]
+        is_shifted = embedding is not None and first == tuple(embedding) != second
+        if logits is not None and not_finite(logits) is None:
+            limit = ONE_STEP * noise_of(noisy, row)
+            is_shifted |= rms(list(map(sub, logits, self.beginning))) < limit < rms(list(map(sub, logits, row)))
+        if is_shifted:
+            raise ValueError(f"{self.numbers.path}: positions look as if they begin at 1, must begin at 0: position 1 "
+                             "has what position 0 should")
+
     def _go_on(self, pos, row):
+        """The next token is the likeliest one; if the other program has another, the texts part."""
         theirs = self.numbers.values("logits", None, pos)
         self.tokens.append(row.index(max(row)))
         if theirs is not None and self.not_finite is None and theirs.index(max(theirs)) != self.tokens[-1]:
@@ -119,12 +187,11 @@ class Comparison:
             self.not_finite = f"step {pos}, token {at}: {theirs[at]}"
             return
         if not self.shares:
-            norms = [sqrt(square) or 1e-30 for block in self.shard.classifier.blocks for square in block.squares]
-            unit = rms(norms)
-            self.shares = [unit / norm for norm in norms]
-        differences, noise = list(map(sub, theirs, row)), rms(list(map(sub, noisy, row))) or 1e-30
-        if self.numbers.form == "e":  # a file of float16: its rounding comes on top
-            noise = hypot(noise, 2.0**-12 * rms(row))
+            self.shares = shares_of(self.shard.classifier)
+        differences = list(map(sub, theirs, row))
+        noise = noise_of(noisy, row)
+        if self.numbers.are_float16:
+            noise = hypot(noise, HALF_OF_FLOAT16 * rms(row))
         by_row = list(map(mul, map(abs, differences), self.shares))
         worst, ours, theirs_likeliest = max(by_row), row.index(max(row)), theirs.index(max(theirs))
         margin = 0.0
@@ -135,55 +202,100 @@ class Comparison:
         self.steps.append(Step(pos, rms(differences) / noise, worst / noise, by_row.index(worst), noise, ours,
                                theirs_likeliest, margin))
 
-    def _operations(self, pos, events, noisy_events):
-        if self.numbers.records is None:
-            return
-        get, operations = self.get, self.operations
-        noisy = {(op, l): values for l, op, values in noisy_events}
-        exact = {(op, l): values for l, op, values in events}
+    def _operations(self, pos, events, noisy):
+        """Judge the operations of a position; events: the right ones, noisy: those of each draw, if any are needed."""
+        for l, op, values in events:
+            self.right[op, l, pos] = values
+        draws = [{(op, l): values for l, op, values in draw} for draw in noisy]
         for op, l in sequence(self.shard.config.n_layers):
-            theirs = get(op, l, pos)
+            theirs = self.get(op, l, pos)
             if theirs is None:
                 continue
             at = not_finite(theirs)
             if at is not None:
                 self.not_finite = f"{place(op, l, pos)}, {element(op, at, self.numbers, pos)}: {theirs[at]}"
+                self.not_finite_in_operation = True
                 return
-            y = operations.result(op, l, pos)
+            y = self.operations.result(op, l, pos)
             if y is not None:
-                self._judge(op, l, pos, theirs, y, judge(theirs, y, operations.errors(op, l, pos, y)))
+                self._judge(op, l, pos, theirs, y)
             elif op != "logits":  # which are judged anyway
-                self.apart.setdefault((op, l), []).append((
-                    pos, rms(list(map(sub, theirs, exact[op, l]))), rms(list(map(sub, noisy[op, l], exact[op, l])))))
+                self._judge_apart(op, l, pos, theirs, [draw[op, l] for draw in draws])
+        for where in [where for where in self.right if where[0] not in ("k", "v")]:
+            del self.right[where]
 
-    def _judge(self, op, l, pos, theirs, y, judgement: Judgement):
+    def _right_result(self, op, l, pos):
+        return self.right.get((op, l, pos))
+
+    def _judge(self, op, l, pos, theirs, y):
+        """Judge an operation from its own inputs."""
+        judgement = judge(theirs, y, self.operations.errors(op, l, pos, y))
+        if judgement.wrong and op == "ffn_residual":
+            fused = self.fused.result(op, l, pos)
+            if fused is not None:
+                as_one_sum = judge(theirs, fused, self.fused.errors(op, l, pos, fused))
+                if not as_one_sum.wrong:
+                    judgement = as_one_sum
+                    self.is_fused = True
         self.judged.setdefault(op, []).append((judgement, l, pos))
         if judgement.wrong and self.first_wrong is None:
-            self.first_wrong = op, l, pos, judgement, theirs[judgement.at], y[judgement.at]
+            self.first_wrong = FirstWrong(op, l, pos, judgement, theirs[judgement.at], y[judgement.at])
+
+    def _judge_apart(self, op, l, pos, theirs, noisy):
+        """Hold an operation against the right run's, in units of the noise, but at least of its own expected error:
+        where the right run happens to be exact, there is no noise."""
+        right = self.right[op, l, pos]
+        noise = noise_of(noisy, right)
+        own, _ = self.right_operations.errors(op, l, pos, right)
+        off = rms(list(map(sub, theirs, right)))
+        self.apart.setdefault((op, l), []).append(Apart(pos, off, max(noise, rms(own))))
 
     # -- what it says
 
     @property
     def overall(self) -> float:
         """Root mean square of the differences of all steps / that of the noise."""
-        total = fsum([step.noise**2 for step in self.steps])
-        return sqrt(fsum([(step.off * step.noise)**2 for step in self.steps]) / total) if total else 0.0
+        return overall(self.steps)
+
+    @property
+    def limit(self) -> float:
+        """Of overall."""
+        return limit_of(self.steps)
+
+    @property
+    def settled(self) -> int:
+        """The positions, from the first one on, of which every operation was judged and none is wrong: there rounding
+        alone made the logits what they are."""
+        judged: dict[int, int] = {}
+        for places in self.judged.values():
+            for judgement, _, pos in places:
+                judged[pos] = judged.get(pos, 0) + (not judgement.wrong)
+        pos = 0
+        while judged.get(pos) == count(self.shard.config.n_layers):
+            pos += 1
+        return pos
 
     @property
     def logits_wrong(self) -> bool:
-        """Are the logits farther from the right ones than float32 programs' are?"""
-        return bool(self.steps) and (self.overall >= OVERALL or max(step.off for step in self.steps) >= ONE_STEP
-                                     or max(step.worst for step in self.steps) >= ONE_LOGIT)
+        """Are the logits farther from the right ones than float32 programs' are? Operations outrank logits: those of a
+        settled position are not."""
+        settled = self.settled
+        return are_wrong([step for step in self.steps if step.pos >= settled])
 
-    def apart_wrong(self) -> list[tuple]:
+    @property
+    def outranked(self) -> bool:
+        """Would the logits be called wrong, were it not for the operations?"""
+        return are_wrong(self.steps) and not self.logits_wrong
+
+    def apart_wrong(self) -> list[tuple[str, int | None, int, float]]:
         """(op, layer, pos, times the noise) of the operations without inputs that are too far from the right run's."""
         wrong = []
         for (op, l), found in self.apart.items():
-            ratios = [(d / (e or 1e-30) if d else 0.0, pos) for pos, d, e in found]
-            overall = rms([d for _, d, _ in found]) / (rms([e for _, _, e in found]) or 1e-30)
-            if overall >= OPERATION or max(ratios)[0] >= ONE_OPERATION:
-                ratio, pos = next((r, p) for r, p in ratios if r >= min(OPERATION, max(ratios)[0]))
-                wrong.append((op, l, pos, ratio))
+            all_of_them = rms([a.off for a in found]) / rms([a.noise for a in found])
+            largest = max(a.ratio for a in found)
+            if all_of_them >= OPERATION or largest >= ONE_OPERATION:
+                first = next(a for a in found if a.ratio >= min(OPERATION, largest))
+                wrong.append((op, l, first.pos, first.ratio))
         order = {where: i for i, where in enumerate(sequence(self.shard.config.n_layers))}
         return sorted(wrong, key=lambda w: (w[2], order[w[0], w[1]]))
 
@@ -200,13 +312,70 @@ class Comparison:
             found = diagnosis.by_operations(self.shard, self.tokens, self.get, judged, tell)
         elif self.logits_wrong:
             first = next((i for i, step in enumerate(self.steps) if step.off >= ONE_STEP), 0)
-            steps = self.steps[:max(32, first + 12)]
+            steps = self.steps[:max(SEARCHED, first + SEARCHED_AFTER)]
             if [step.pos for step in steps] == list(range(len(steps))):  # no step is missing
-                found = search.by_logits(self.shard, self.tokens, [search.Seen(
-                    self.numbers.values("logits", None, step.pos), self.exact[step.pos], step.noise)
-                    for step in steps], tell)
+                seen = [search.Seen(self.logits_of(step), self.exact[step.pos], step.noise) for step in steps]
+                found = search.by_logits(self.shard, self.tokens, seen, tell)
         progress("looking for the mistake", 1, 1)
         return found
+
+    def logits_of(self, step: Step) -> Sequence[float]:
+        """The other program's logits of a step that was judged."""
+        values = self.numbers.values("logits", None, step.pos)
+        assert values is not None
+        return values
+
+
+class FusedResidual(Operations):
+    """Operations whose second residual connection is one sum of three, x + (attention_out + ffn_out): the same
+    function, with other roundings."""
+
+    def ffn_residual(self, l, pos):
+        """(dim)"""
+        changes = map(add, self.get("attention_out", l, pos), self.get("ffn_out", l, pos))
+        return list(map(add, self.x(l, pos), changes))
+
+    def parts(self, op, l, pos):
+        """What it adds up: x, and the sum of the other two, which has been rounded, too."""
+        changes = map(add, self.get("attention_out", l, pos), self.get("ffn_out", l, pos))
+        return self.x(l, pos), list(changes)
+
+
+def shares_of(classifier) -> list[float]:
+    """Of each logit in the noise: the root mean square of the classifier's rows' lengths / its row's length."""
+    lengths = [sqrt(square) or NO_NOISE for block in classifier.blocks for square in block.squares]
+    unit = rms(lengths)
+    return [unit / length for length in lengths]
+
+
+def noise_of(noisy: Sequence[Sequence[float]], right: Sequence[float]) -> float:
+    """The root mean square of what each draw of noise makes of right results, (n) each."""
+    return rms([rms(list(map(sub, draw, right))) for draw in noisy]) or NO_NOISE
+
+
+def overall(steps: Sequence[Step]) -> float:
+    """Root mean square of the differences of steps / that of the noise."""
+    total = fsum([step.noise**2 for step in steps])
+    return sqrt(fsum([(step.off * step.noise)**2 for step in steps]) / total) if total else 0.0
+
+
+def limit_of(steps: Sequence[Step]) -> float:
+    """Of overall."""
+    return OVERALL_OF_FEW if len(steps) <= FEW else OVERALL
+
+
+def are_wrong(steps: Sequence[Step]) -> bool:
+    """Are the logits of some steps farther from the right ones than those of float32 programs?"""
+    return bool(steps) and (overall(steps) >= limit_of(steps) or max(step.off for step in steps) >= ONE_STEP
+                            or max(step.worst for step in steps) >= ONE_LOGIT)
+
+
+def recorder(events: list) -> Callable:
+    """An observer that keeps what it sees."""
+    def see(*event):
+        events.append(event)
+
+    return see
 
 
 def not_finite(values: Sequence[float]) -> int | None:
@@ -234,11 +403,13 @@ def progress(what: str, done: int, of: int) -> None:
 def first_bit(model, tokens: Sequence[int], numbers: Numbers, steps: int) -> str | None:
     """The place of the first number that is not, in every bit, the model's, for the eye; None if all of them are."""
     for pos, token in enumerate(tokens[:steps]):
-        events = []
-        row = model.forward(token, pos, lambda layer, op, values, events=events: events.append((op, layer, values)))
-        for op, l, values in [*events, ("logits", None, row)]:
+        events: list = []
+        row = model.forward(token, pos, recorder(events))
+        for l, op, values in [*events, (None, "logits", row)]:
             theirs = numbers.values(op, l, pos)
-            pairs = [] if theirs is None else zip(theirs, values, strict=True)
+            if theirs is None:
+                continue
+            pairs = zip(theirs, values, strict=True)
             at = next((i for i, (a, b) in enumerate(pairs) if pack("f", a) != pack("f", b)), None)
             if at is not None:
                 return f"{place(op, l, pos)}, {element(op, at, numbers, pos)}: {theirs[at]:.9g} there, {values[at]:.9g}"

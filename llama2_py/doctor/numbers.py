@@ -1,24 +1,27 @@
 """Files of numbers, ours and another program's: logits, or every operation, by position.
 
+    numbers = Numbers("theirs", config)
+    numbers.values("q", 2, 7)              # q of layer 2 at position 7; None if the file does not have it
+    numbers.values("logits", None, 7)
+
 Three kinds are read, and told apart by how they begin:
 
-    numpy's .npy, format 1.0: float16, 32 or 64, little endian, of shape (steps, vocab) or (1, steps, vocab)
-    records: a line of ASCII, `POS LAYER OP N`, then N little-endian float32; LAYER is -1 outside the layers, OP a name
-        of graph.OPERATIONS or graph.OUTSIDE. They come in any order; the same line again appends, as run.c's att does,
-        head by head.
+    numpy's .npy, formats 1 to 3: float16, 32 or 64, either byte order, C or Fortran order, of shape (steps, vocab),
+        (1, steps, vocab) or (steps, 1, vocab)
+    records: a line of ASCII, `POS LAYER OP N`, then N little-endian float32 (records.py)
     anything else: bare little-endian float32, in rows of the vocabulary
 """
 import mmap
 import os
-import re
 from array import array
 from collections.abc import Sequence
-from struct import iter_unpack, pack, unpack
+from struct import pack
 from typing import Any
 
-from llama2_py.console import printable, write_whole
-from llama2_py.engine.arithmetic import from_bytes, to_bytes
-from llama2_py.engine.graph import OPERATIONS, OUTSIDE, inputs, place, size
+from llama2_py.console import write_whole
+from llama2_py.doctor.arrays import MAGIC, Array, read_bare, read_npy
+from llama2_py.doctor.records import Records, are_records
+from llama2_py.engine.arithmetic import to_bytes
 
 # ----------------------------------------------------------------------------
 # Writing
@@ -28,7 +31,9 @@ class LogitsFile:
     """Collects a run's logits and writes them, once the run is complete, as an array of shape (steps, vocabulary)."""
 
     def __init__(self, path: str, vocab_size: int):
-        self.path, self.vocab_size, self.numbers = path, vocab_size, array("f")
+        self.path = path
+        self.vocab_size = vocab_size
+        self.numbers = array("f")
 
     def step(self, step: Any) -> None:
         """Take a step's logits."""
@@ -46,7 +51,9 @@ class DumpFile:
     """Collects a run's operations and logits, and writes them as records once the run is complete."""
 
     def __init__(self, path: str):
-        self.path, self.pos, self.records = path, 0, bytearray()
+        self.path = path
+        self.pos = 0
+        self.records = bytearray()
 
     def operation(self, layer: int | None, op: str, values: Sequence[float]) -> None:
         """Take an operation of the current step."""
@@ -75,94 +82,40 @@ class Numbers:
     """
 
     def __init__(self, path: str, config):
-        self.path, self.config, self.vocab_size = path, config, config.vocab_size
-        self.form = "f"      # of a number, for struct
-        self.records = None  # (pos, layer or None, op) -> [(offset, how many numbers)], in a file of records
+        self.path = path
+        self.config = config
+        self.records: Records | None = None
+        self.array: Array | None = None
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise ValueError(f"{path}: the file is empty")
-            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if self.data[:6] == b"\x93NUMPY":
-            self.steps = self._read_npy_header()
-        elif re.match(rb"\d+ -?\d+ [a-z_]+ \d+\n", self.data):
-            self.steps = self._index_records()
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if data[:6] == MAGIC:
+            self.array = read_npy(path, data, config.vocab_size)
+        elif are_records(data):
+            self.records = Records(path, data, config)
         else:
-            self.begin = 0
-            self.steps, rest = divmod(len(self.data), 4 * self.vocab_size)
-            if rest:
-                raise ValueError(f"{path}: size is {len(self.data)} bytes: neither an array of numpy's, nor records, "
-                                 f"nor rows of {self.vocab_size} float32, {4 * self.vocab_size} bytes each")
+            self.array = read_bare(path, data, config.vocab_size)
+        self.steps = (self.records or self.array).steps  # type: ignore[union-attr]  # one of them is there
         if self.steps > config.seq_len:
             raise ValueError(f"{path}: has {self.steps} steps, more than the context of {config.seq_len}")
 
-    def _read_npy_header(self):
-        path = self.path
-        header = re.match(rb"\x93NUMPY\x01\x00(..)\{'descr': ('.*?'|\[.*?\]), 'fortran_order': (True|False), "
-                          rb"'shape': (\([0-9, ]*\)),? ?\} *\n", self.data[:2**16 + 10], re.S)
-        if not header or unpack("<H", header[1])[0] != header.end() - 10:
-            raise ValueError(f"{path}: not an array of numpy's format 1.0")
-        kind, fortran, shape = (value.decode("latin-1") for value in header.groups()[1:])
-        forms = {"'<f2'": "e", "'<f4'": "f", "'<f8'": "d"}
-        if kind not in forms:
-            raise ValueError(f"{path}: holds {kind}, must be float16, 32 or 64 in little-endian order, '<f2' to '<f8'")
-        if fortran != "False":
-            raise ValueError(f"{path}: fortran_order is {fortran}, must be False")
-        rows = re.fullmatch(rf"\((?:1, )?([1-9][0-9]{{0,8}}), {self.vocab_size}\)", shape)
-        if not rows:
-            raise ValueError(f"{path}: shape is {shape}, must be (steps, {self.vocab_size}), the vocabulary")
-        self.form, self.begin = forms[kind], header.end()
-        size = self.begin + {"e": 2, "f": 4, "d": 8}[self.form] * int(rows[1]) * self.vocab_size
-        if len(self.data) != size:
-            raise ValueError(f"{path}: size is {len(self.data)} bytes, must be {size} for shape {shape}")
-        return int(rows[1])
-
-    def _index_records(self):
-        self.records, at, steps, line = {}, 0, 0, None
-        while at < len(self.data):
-            where = f"{self.path}, record at byte {at}" + (f", after {line}" if line else "")
-            end = self.data.find(b"\n", at, at + 100)
-            line = self.data[at:end if end >= 0 else at + 100].decode("latin-1")
-            match = re.fullmatch(r"(\d{1,9}) (-?\d{1,9}) ([a-z_]{1,30}) (\d{1,12})", line)
-            if end < 0 or not match:
-                raise ValueError(f"{where}: not a line `POS LAYER OP N`: {printable(line, 60)}")
-            if int(match[1]) >= self.config.seq_len:
-                raise ValueError(f"{where}: position {match[1]} is beyond the context of {self.config.seq_len}")
-            pos, layer, op, n = int(match[1]), int(match[2]), match[3], int(match[4])
-            if op not in (OUTSIDE if layer == -1 else OPERATIONS) or not -1 <= layer < self.config.n_layers:
-                raise ValueError(f"{where}: no operation is called {op} in layer {layer}, of {self.config.n_layers}")
-            if n == 0 or end + 1 + 4 * n > len(self.data):
-                raise ValueError(f"{where}: {op} has {n} numbers, but {(len(self.data) - end - 1) // 4} are left")
-            key = pos, None if layer == -1 else layer, op
-            parts = self.records.setdefault(key, [])
-            parts.append((end + 1, n))
-            most = size(self.config, op, pos)
-            if len(parts) > 1 and sum(count for _, count in parts) > most:
-                raise ValueError(f"{where}: more than the {most} numbers of {place(op, key[1], pos)}")
-            at, steps = end + 1 + 4 * n, max(steps, pos + 1)
-        return steps
+    @property
+    def are_float16(self) -> bool:
+        """Are the numbers of the file float16?"""
+        return self.array is not None and self.array.form.endswith("e")
 
     def values(self, op: str, layer: int | None, pos: int) -> Sequence[float] | None:
         """The results of an operation; None if the file does not have them."""
-        if self.records is None:
-            return self._row(pos) if op == "logits" and pos < self.steps else None
-        parts = self.records.get((pos, layer, op))
-        if parts is None:
-            return None
-        found, n = sum(count for _, count in parts), size(self.config, op, pos)
-        if found != n:
-            raise ValueError(f"{self.path}: {place(op, layer, pos)}: has {found} numbers, must have {n}")
-        return from_bytes(b"".join(self.data[offset:offset + 4 * count] for offset, count in parts))
+        if self.records is not None:
+            return self.records.values((pos, layer, op))
+        assert self.array is not None
+        return self.array.row(pos) if op == "logits" and pos < self.steps else None
 
     def lacks_inputs(self) -> bool:
         """Is there an operation in the file whose inputs are not all there?"""
-        for pos, layer, op in self.records:
-            for name, l, positions in inputs(op, layer, pos, self.config.n_layers):
-                if not all((t, l, name) in self.records for t in positions):
-                    return True
-        return False
+        return self.records is not None and self.records.lacks_inputs()
 
-    def _row(self, pos):
-        size = {"e": 2, "f": 4, "d": 8}[self.form] * self.vocab_size
-        data = self.data[self.begin + pos * size:self.begin + (pos + 1) * size]
-        (row,) = iter_unpack(f"<{self.vocab_size}{self.form}", data)
-        return row
+    def positions(self) -> set[int]:
+        """The positions of which there is anything."""
+        return set(range(self.steps)) if self.records is None else self.records.positions()

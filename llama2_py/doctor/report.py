@@ -3,7 +3,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from llama2_py.console import printable
-from llama2_py.doctor.compare import ONE_LOGIT, ONE_STEP, OVERALL, Comparison, element, first_bit
+from llama2_py.doctor.compare import ONE_LOGIT, ONE_STEP, Comparison, element, first_bit
 from llama2_py.doctor.numbers import Numbers
 from llama2_py.doctor.search import bits_of
 from llama2_py.engine.graph import place
@@ -56,39 +56,62 @@ def verdict(c: Comparison, names: Sequence[str]) -> Iterator[str]:
 def reasons(c: Comparison) -> Iterator[str]:
     """What the verdict rests on."""
     if c.steps:
-        step, logit = max(c.steps, key=lambda s: s.off), max(c.steps, key=lambda s: s.worst)
-        count = f"{len(c.steps)} step" + "s" * (len(c.steps) > 1)
-        yield (f"logits of {count}, in units of a float32 program's noise: overall {c.overall:.3g} (limit "
-               f"{OVERALL:g}), worst step {step.off:.3g} (limit {ONE_STEP:g}) at step {step.pos}, worst logit "
-               f"{logit.worst:.3g} (limit {ONE_LOGIT:g}) at step {logit.pos}, token {logit.at}")
-    if c.numbers.form == "e":
+        yield reason_of_logits(c)
+    if c.numbers.are_float16:
         yield "the file's numbers are float16, which hides what is smaller than their rounding"
-    if c.judged:
-        count = sum(map(len, c.judged.values()))
-        wrong = sum(j.wrong for places in c.judged.values() for j, _, _ in places)
-        yield f"operations judged from their own inputs: {count}, of them wrong: {wrong}"
-    if c.first_wrong:
-        op, l, pos, j, theirs, y = c.first_wrong
-        how = (f"impossible in float32, in any order of summation: {j.bounds:.3g} times the bound" if j.impossible else
-               f"unlikely in float32: {j.worst:.3g} sigma, {j.sigmas:.3g} in the root mean square")
-        at = element(op, j.at, c.numbers, pos)
-        yield f"first wrong operation: {place(op, l, pos)}, {at}: {theirs:.9g} there, {y:.9g} here; {how}"
-    apart = c.apart_wrong()
-    if c.apart:
-        count = sum(map(len, c.apart.values()))
-        yield (f"operations whose inputs are not in the file, against the right run's: {count}"
-               + ("" if apart else ", all within the noise"))
-    if apart:
-        op, l, pos, ratio = apart[0]
-        yield f"first of them beyond the noise: {place(op, l, pos)}: {ratio:.3g} times the noise"
+    yield from reasons_of_operations(c)
+    yield from reasons_apart(c)
     if c.parted is not None:
         yield f"the texts part after step {c.parted}: only the steps up to there were judged"
     if c.steps and not c.consistent() and not c.first_wrong:
-        bits = bits_of([c.numbers.values("logits", None, step.pos) for step in c.steps])
+        bits = bits_of([c.logits_of(step) for step in c.steps])
         if bits:
             yield f"every logit is a {bits}: the program works in that format, or writes in it"
         else:
             yield from size_hint(c)
+
+
+def reason_of_logits(c: Comparison) -> str:
+    """How far the logits are."""
+    step, logit = max(c.steps, key=lambda s: s.off), max(c.steps, key=lambda s: s.worst)
+    count = f"{len(c.steps)} step" + "s" * (len(c.steps) > 1)
+    return (f"logits of {count}, in units of a float32 program's noise: overall {c.overall:.3g} (limit "
+            f"{c.limit:g}), worst step {step.off:.3g} (limit {ONE_STEP:g}) at step {step.pos}, worst logit "
+            f"{logit.worst:.3g} (limit {ONE_LOGIT:g}) at step {logit.pos}, token {logit.at}")
+
+
+def reasons_of_operations(c: Comparison) -> Iterator[str]:
+    """What the operations say, from their own inputs."""
+    if c.judged:
+        count = sum(map(len, c.judged.values()))
+        wrong = sum(j.wrong for places in c.judged.values() for j, _, _ in places)
+        yield f"operations judged from their own inputs: {count}, of them wrong: {wrong}"
+    if c.is_fused:
+        yield ("ffn_residual is one sum, x + (attention_out + ffn_out): the same function as two additions, with other "
+               "roundings; it was judged as that")
+    if c.outranked:
+        yield ("the logits are beyond their limit, but every operation that led to them is right: rounding alone, "
+               "which this run enlarges, made them so")
+    if c.first_wrong:
+        wrong, j = c.first_wrong, c.first_wrong.judgement
+        how = (f"impossible in float32, in any order of summation: {j.bounds:.3g} times the bound" if j.impossible else
+               f"unlikely in float32: {j.worst:.3g} sigma, {j.sigmas:.3g} in the root mean square")
+        at = element(wrong.op, j.at, c.numbers, wrong.pos)
+        yield (f"first wrong operation: {place(wrong.op, wrong.layer, wrong.pos)}, {at}: {wrong.theirs:.9g} there, "
+               f"{wrong.ours:.9g} here; {how}")
+
+
+def reasons_apart(c: Comparison) -> Iterator[str]:
+    """What the operations without inputs say."""
+    if not c.apart:
+        return
+    apart = c.apart_wrong()
+    count = sum(map(len, c.apart.values()))
+    yield (f"operations whose inputs are not in the file, against the right run's: {count}"
+           + ("" if apart else ", all within the noise"))
+    if apart:
+        op, l, pos, ratio = apart[0]
+        yield f"first of them beyond the noise: {place(op, l, pos)}: {ratio:.3g} times the noise"
 
 
 def size_hint(c: Comparison) -> Iterator[str]:
@@ -127,7 +150,7 @@ def steps_table(c: Comparison, tokenizer) -> Iterator[str]:
 def advice(c: Comparison, names: Sequence[str]) -> Iterator[str]:
     """What to do next."""
     if c.not_finite:
-        yield "next: " + ("read that operation's code" if c.not_finite.startswith("position") else
+        yield "next: " + ("read that operation's code" if c.not_finite_in_operation else
                           "find the first one, with a dump of every operation (--dump shows the form)")
     elif c.consistent():
         yield ("not shown by this: what happens at later positions, with other tokens, in the tokenizer and the sampler"
@@ -136,8 +159,23 @@ def advice(c: Comparison, names: Sequence[str]) -> Iterator[str]:
         if not names:
             yield ("next: read that operation's code; its inputs are the file's own" + (
                 ", and so is the cache: is it read and written by layer and position?"
-                if c.first_wrong[0] in ("weights", "attention") else ""))
-    elif c.logits_wrong or c.apart_wrong():
-        yield ("next: " + ("mend it, and compare again" if names else
-               "dump every operation of the first steps, as records; the first wrong one is then named"
-               if not c.apart else "dump the inputs of that operation as well"))
+                if c.first_wrong.op in ("weights", "attention") else ""))
+    elif names:
+        yield "next: mend it, and compare again"
+    else:
+        yield f"next: {what_to_dump(c)}"
+
+
+def what_to_dump(c: Comparison) -> str:
+    """What would name a mistake that has no name yet: not what the file has already."""
+    settled = c.settled
+    if settled:
+        wrong = next(step.pos for step in c.steps if step.pos >= settled)
+        return (f"every operation of the first {settled} positions is there, and right: dump those of positions "
+                f"{settled} to {wrong} as well, where the logits are wrong")
+    if c.apart:
+        return "dump the inputs of that operation as well" if c.apart_wrong() else (
+            "dump the inputs of the operations that are in the file as well")
+    if c.judged:
+        return "the operations in the file are right: dump all others of the same positions as well"
+    return "dump every operation of the first steps, as records; the first wrong one is then named"
