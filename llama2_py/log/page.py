@@ -3,13 +3,15 @@
     python3 llama2.py -s 42 -n 100 --page tale.html    # open it in a browser: it needs no network
     python3 trace.py page tale.trace > tale.html       # the part that needs no model
 
-page.html is the page without its data. Its script computes every hash that it shows by itself, so that a reader who
-changes a digit sees which ones turn. The data stand last, as JSON in which no character can end the script or begin
-markup; the script sets text as text only.
+page.html is the page without its script, page.js, and its data. The script takes text, tokens, prompt and options from
+the lines of the log, computes every hash by itself, and compares what it shows beside the log (candidates, attention)
+with the lines where they could contradict each other. The data stand last, as JSON in which no character can end the
+script or begin markup; the script sets text as text only.
 """
 import heapq
 import json
 import math
+import re
 from collections.abc import Sequence
 from importlib import resources
 from itertools import repeat
@@ -17,13 +19,15 @@ from operator import mul, sub
 from typing import Any
 
 from llama2_py.console import write_whole
-from llama2_py.log.events import Layout
+from llama2_py.log.events import Layout, read_header
 from llama2_py.log.reading import Trace
-from llama2_py.log.writing import KeptLog
-from merkle import leaf_hash
+from llama2_py.log.writing import KeptLog, head
+from merkle import leaf_hash, tree_head
 
 MAX_PAGE = 20_000_000  # bytes
+HASH_ENTRY = 67        # bytes of a hash in the data: 64 digits, two quotes, a comma
 TOP = 10               # candidates shown
+NO_BOS = 0             # a token after which a piece keeps its space
 
 # Thousandths in two digits of base 32, as the page's parseInt reads them
 DIGITS = "0123456789abcdefghijklmnopqrstuv"
@@ -35,14 +39,22 @@ class Page:
 
     def __init__(self, path: str, model: Any, tokenizer: Any, sampler: Any, header: dict):
         """model: llama2.Transformer, in one process; sampler: the one of the run."""
-        self.path, self.model, self.tokenizer, self.sampler = path, model, tokenizer, sampler
-        self.log, self.header = KeptLog(header), header
-        self.steps, self.outputs, self.weights = [], [], ""
-        self.words = {}  # token -> text
-        heads, steps = header["config"]["n_layers"] * header["config"]["n_heads"], header["steps"]
-        if heads * steps * (steps + 1) > MAX_PAGE:  # two digits for each weight
-            raise ValueError(f"{path}: the attention of {steps} steps would have {heads * steps * (steps + 1)} bytes, "
-                             f"more than {MAX_PAGE}: take at most {math.isqrt(MAX_PAGE // heads) - 1} (-n)")
+        self.path = path
+        self.model = model
+        self.tokenizer = tokenizer
+        self.sampler = sampler
+        self.header = header
+        self.log = KeptLog(header)
+        self.words: dict[int, str] = {}         # token -> its text, as a line of the log has it
+        self.steps: list[dict] = []
+        self.outputs: list[Sequence[float]] = []  # of the current step's layers
+        self.weights = ""                       # of the current step, two digits each
+        heads = header["config"]["n_layers"] * header["config"]["n_heads"]
+        steps = header["steps"]
+        size = heads * steps * (steps + 1)  # two digits for each weight
+        if size > MAX_PAGE:
+            raise ValueError(f"{path}: the attention of {steps} steps would have {size} bytes, more than {MAX_PAGE}: take "
+                             f"at most {math.isqrt(MAX_PAGE // heads) - 1} (-n)")
 
     def operation(self, layer: int | None, op: str, values: Sequence[float]) -> None:
         """Take an operation of the current step."""
@@ -57,11 +69,12 @@ class Page:
         self.log.step(step)
         *early, _ = self.outputs
         lens = [self._likeliest(logits, 1)[0] for logits in [*self.model.logits_after(early), step.logits]]
-        event = {"next": step.next, "lens": lens, "weights": self.weights, **self._choice(step)}
+        event = {"lens": lens, "weights": self.weights, **self._choice(step)}
         self.steps.append(event)
         for token in [step.next, *[token for token, *_ in lens + event["top"]]]:
-            self.words[token] = visible(self.tokenizer.vocab[token].decode("utf-8", "backslashreplace"))
-        self.outputs, self.weights = [], ""
+            self.words[token] = self.tokenizer.decode(NO_BOS, token).decode("utf-8", KeptLog.errors)
+        self.outputs = []
+        self.weights = ""
 
     def _likeliest(self, logits, n):
         """The n likeliest tokens and their probabilities at temperature 1."""
@@ -73,74 +86,75 @@ class Page:
         return [(-token, short(math.exp(value - highest) / total)) for value, token in largest]
 
     def _choice(self, step):
-        """The candidates of a step, [token, probability, kept by top-p?], and the coin."""
+        """The candidates of a step, [token, probability, kept by top-p?]; if one was drawn, also how many were kept,
+        and what they total. (The page has the coin from the seed.)"""
         forced = step.pos + 1 < len(self.header["tokens"])
         if forced or self.sampler.drawn is None:
             return {"top": [[*pair, True] for pair in self._likeliest(step.logits, TOP)]}
-        tokens, total, probabilities, coin = self.sampler.drawn
+        tokens, total, probabilities, _ = self.sampler.drawn
         kept = set(tokens)
         top = heapq.nlargest(TOP, zip(probabilities, range(0, -len(probabilities), -1), strict=True))
-        return {"top": [[-token, short(p), -token in kept] for p, token in top], "kept": len(kept),
-                "total": total, "sorted": not isinstance(tokens, range), "coin": coin}
+        return {"top": [[-token, short(p), -token in kept] for p, token in top], "kept": len(kept), "total": short(total)}
 
     def finish(self) -> None:
         """Write the page."""
-        config = self.header["config"]
-        write_whole(self.path, html(self.path, self.log.lines, {
-            "model": True, "layers": config["n_layers"], "heads": config["n_heads"], "words": self.words}, self.steps))
+        leaves = list(map(leaf_hash, self.log.lines))
+        published = head(len(leaves), tree_head(leaves))
+        write_whole(self.path, html(self.path, self.log.lines, published, self.words, self.steps))
 
 
 def of_trace(log: Trace) -> bytes:
     """The page of a trace of this program's own format, without what only a model knows. Raises ValueError if the page
     is larger than 20 MB."""
-    return html(log.path, log.lines, {"model": False, "layers": 0, "heads": 0, "words": {}},
-                [{"next": log.event(index)["next"]} for index in log.steps],
-                " Nobody has verified it here." + " It was cut short: it has no last line." * (log.root is None))
+    return html(log.path, log.lines, log.head())
 
 
-def html(path: str, lines: Sequence[bytes], data: dict, steps: Sequence[dict], note: str = "") -> bytes:
-    """The page of a log's lines; steps: what is known of each step; note: more to say of the log. Raises ValueError if
-    it is larger than 20 MB."""
-    header = json.loads(lines[0])
-    per_step, texts = Layout(header).lines, []
-    if not steps:
-        raise ValueError(f"{path}: the log has no step to show")
-    for pos, step in enumerate(steps):
-        step["leaf"] = (pos + 1) * per_step
-        texts.append(visible(json.loads(lines[step["leaf"]])["text"]))
-    shown = {0, *[step["leaf"] for step in steps]}
-    leaves = [line.decode() if i in shown else leaf_hash(line).hex() for i, line in enumerate(lines)]
-    data = {**data, "given": len(header["tokens"]), "steps": steps, "texts": texts, "leaves": leaves,
-            "header": in_words(header) + note, "about": f"{len(steps)} steps of a model with "
-            f"{header['config']['n_layers']} layers and {header['config']['n_heads']} heads"}
-    template = resources.files("llama2_py.log").joinpath("page.html").read_text("utf-8")
-    before, after = template.split("DATA")
+def html(path: str, lines: Sequence[bytes], published: str, words: dict[int, str] | None = None,
+         steps: Sequence[dict] | None = None) -> bytes:
+    """The page of a log's lines, with their head; words, steps: what is known beside the log, if there is a model: the
+    names of tokens, and of each step what Page.step collects. Raises ValueError if the page is larger than 20 MB."""
+    shown, leaves = shown_and_hashed(path, lines)
+    data = {"head": published, "lines": shown, "leaves": leaves, "words": words, "steps": steps}
     # ASCII, and without < > &: nothing in it can end the script, begin a comment or be markup
     text = json.dumps(data, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    page = (before + text + after).encode()
+    before, between, after = re.split("SCRIPT|DATA", source("page.html"))
+    page = (before + source("page.js") + between + text + after).encode()
     if len(page) > MAX_PAGE:
-        raise ValueError(f"{path}: the page would have {len(page)} bytes, more than {MAX_PAGE}: take fewer steps, or a "
-                         "trace of another level")
+        raise too_large(path, len(page))
     return page
 
 
-def in_words(header: dict) -> str:
-    """What the first line of a log says."""
-    how = "taking the likeliest token" if header["temperature"] == 0 else (
-        f"drawing at temperature {header['temperature']}, top-p {header['p_value']}, seed {header['seed']}")
-    prompt = visible(json.dumps(header["prompt"][:200]))
-    begin = f"after the prompt {prompt}" if header["prompt"] else "without a prompt"
-    arithmetic = "exact arithmetic" if header["arithmetic"] == "exact" else "dialect c of the arithmetic"
-    level = {"op": "operation"}.get(header["level"], header["level"])
-    return (f"The log says: the model with SHA-256 {header['model']} ran at most {header['steps']} steps {begin}, "
-            f"{how}, in {arithmetic}. It commits to every {level}.")
+def shown_and_hashed(path: str, lines: Sequence[bytes]) -> tuple[list[str], list[str]]:
+    """The lines that a page shows, which are the header and the steps, and the hashes of all lines, in hexadecimal.
+    Raises ValueError if there is no step, or, before it keeps them all, if they are too large for a page."""
+    per_step = Layout(read_header(path, lines[0])).lines
+    if len(lines) <= per_step:
+        raise ValueError(f"{path}: the log has no step to show")
+    shown: list[str] = []
+    leaves: list[str] = []
+    size = 0
+    for i, line in enumerate(lines):
+        leaves.append(leaf_hash(line).hex())
+        size += HASH_ENTRY
+        if i % per_step == 0:
+            shown.append(line.decode())
+            size += len(line)
+        if size > MAX_PAGE:
+            raise too_large(path, size)
+    return shown, leaves
 
 
-def visible(text: str) -> str:
-    """Text with escapes for what cannot be seen or turns the direction of other text."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+def source(name: str) -> str:
+    """A file of this folder."""
+    return resources.files("llama2_py.log").joinpath(name).read_text("utf-8")
+
+
+def too_large(path: str, size: int) -> ValueError:
+    """The error of a page that has, so far, this size in bytes."""
+    return ValueError(f"{path}: the page would have {size} bytes or more, at most {MAX_PAGE} are allowed: take fewer "
+                      "steps, or a trace of another level")
 
 
 def short(number: float) -> float:
