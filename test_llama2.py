@@ -451,7 +451,8 @@ def test_what_was_meant_is_said(capfdbinary, args, message):
 def test_files_of_other_kinds_are_told_by_their_beginning(model, tmp_path, capfdbinary, beginning, kind):
     path = tmp_path / "other"
     path.write_bytes(beginning + bytes(100))
-    for args in [path], [model[0], "-s", 1, "-z", path]:
+    as_tokenizer = [model[0], "-s", 1, "-z", path]
+    for args in [path], *[as_tokenizer] * (beginning[:1] != b"{"):
         assert failure(capfdbinary, *args).startswith(f"{path}: is {kind}")
 
 

@@ -17,7 +17,7 @@ from llama2_py.engine.checkpoint import Checkpoint, Config, in_tree_order
 from llama2_py.engine.huggingface import Folder
 from llama2_py.engine.safetensors import SIZES, TensorFile, float32_bytes, read_json, table
 from llama2_py.engine.workers import Shard, Team
-from llama2_py.log.events import weights_root
+from llama2_py.log.weights import weights_root
 from tests.helpers import SHAPES, bits
 
 # ----------------------------------------------------------------------------
