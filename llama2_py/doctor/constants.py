@@ -97,8 +97,10 @@ def measure_theta(operations: Operations, op: str, places: Places) -> float | No
         if pos != 1 or hs < 4:
             continue
         x = operations.product(op, l, pos)
-        for at in range(2, len(y), hs):
-            a, b, c, d = x[at], x[at + 1], y[at], y[at + 1]
+        for first, second, i in operations.pairs(len(y)):
+            if i != 1:
+                continue
+            a, b, c, d = x[first], x[second], y[first], y[second]
             angle = math.atan2(a * d - b * c, a * c + b * d)
             if angle > SMALLEST_ANGLE and a * a + b * b > longest:
                 longest = a * a + b * b

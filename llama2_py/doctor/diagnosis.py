@@ -15,8 +15,9 @@ from math import isfinite
 from operator import add
 
 from llama2_py.doctor.constants import CONSTANT_OF, EPSILON, Constant, named, nearby
-from llama2_py.doctor.mistakes import FORMATS, Format, Kind, both, known
-from llama2_py.doctor.operations import SMALLEST, UNLIKELY_ONE, Operations, judge
+from llama2_py.doctor.mistakes import FORMATS, ROPE, Format, Kind, both, known
+from llama2_py.doctor.operations import SMALLEST, UNLIKELY_ONE, Operations, judge, rms
+from llama2_py.doctor.singles import Seen, single_logits
 from llama2_py.engine.graph import NORMS, PRODUCTS
 
 # Results are in a format of few bits if all of them are such numbers, and off by no more than so many times half the
@@ -66,6 +67,8 @@ class AmongOperations:
         self.candidates: Sequence[Kind] = []
         self.whole: dict[str, list[str]] = {}    # text -> operations
         self.partial: dict[str, list[str]] = {}
+        self.changed: dict[str, tuple[str, ...]] = {}  # text -> all operations that its mistake changes
+        self.off: dict[str, set] = {}            # operation -> (layer, element) of those that are wrong alone
 
     def first_wrong(self, op: str) -> int:
         """The first position at which an operation is wrong."""
@@ -100,9 +103,10 @@ class AmongOperations:
             tell(i, len(mistakes))
             ops = [op for op in mistake.changes if op in self.judged]
             mended = [op for op in ops if op in self.wrong and self.explains(mistake, op)]
-            if not mended:
+            if not mended or self.wrong.keys() & set(mistake.keeps):
                 continue
             self.partial.setdefault(mistake.name, mended)
+            self.changed[mistake.name] = mistake.changes
             if all(op in mended or self.leaves_right(mistake, op) for op in ops):
                 self.whole.setdefault(mistake.name, mended)
 
@@ -114,14 +118,14 @@ class AmongOperations:
 
     def look_closer(self, op: str) -> None:
         """Look for what explains a wrong operation that no mistake does: a format, a constant, single elements; or a
-        mistake in some layers alone, or two together."""
+        mistake in some layers alone, or two together, one of which may be a constant."""
         form = self.format_of(op)
         if form:
             self.partial.setdefault(f"results are {form.name}", []).append(op)
             return
         if self.constant(op):
             return
-        for texts in self.elements, self.in_some_layers, self.two_together:
+        for texts in self.elements, self.in_some_layers, self.two_together, self.formula_and_constant:
             found = texts(op)
             for text in found:
                 self.whole.setdefault(text, []).append(op)
@@ -154,15 +158,18 @@ class AmongOperations:
         alike = [other for other in self.judged if CONSTANT_OF.get(other) is constant]
         wrong = [other for other in alike if other in self.wrong]
         for value in self.measured(constant, op, wrong):
-            for ops in wrong, [op]:
-                fit = [v for v in nearby(value) if all(self.explains(constant.mistake(v), other) for other in ops)]
-                if fit:
-                    spoilt = [other for other in alike
-                              if other not in wrong and not self.explains(constant.mistake(fit[0]), other)]
-                    is_part = len(ops) < len(wrong) or bool(spoilt)
-                    where = f" (in {', '.join(ops)} alone)" if is_part else ""
-                    self.whole[constant_text(constant, fit, value) + where] = ops
-                    return True
+            mended = {v: [other for other in wrong if self.explains(constant.mistake(v), other)] for v in nearby(value)}
+            ops = max([found for found in mended.values() if op in found], key=len, default=None)
+            if ops is None:
+                continue
+            fit = [v for v, found in mended.items() if found == ops]
+            text = constant_text(constant, fit, value)
+            if len(ops) < len(wrong):  # the others are wrong, too: perhaps by this constant and more
+                text += f" (in {', '.join(ops)})"
+            elif not all(other in wrong or self.explains(constant.mistake(fit[0]), other) for other in alike):
+                text += f" (in {', '.join(ops)} alone)"
+            self.whole[text] = ops
+            return True
         return False
 
     def measured(self, constant: Constant, op: str, wrong: Sequence[str]) -> list[float]:
@@ -185,8 +192,38 @@ class AmongOperations:
         off = set()
         for l, pos in [place for place in rows if place[1] == 0] or list(rows):  # at 0 RoPE mixes no two rows
             off |= {(l, i) for i in self.off_elements(op, l, pos)}
+        if op == "logits":
+            self.off[op] = off
+            return self.logits(rows)
         layers = {l for l, _ in off}
-        return [elements_text(op, off)] if 0 < len(off) <= SINGLE_ELEMENTS * len(layers) else []
+        if not 0 < len(off) <= SINGLE_ELEMENTS * len(layers):
+            return []
+        if not all(self.rest_is_right(op, l, pos, {i for layer, i in off if layer == l}) for l, pos in rows):
+            return []
+        self.off[op] = off
+        return [elements_text(op, off)]
+
+    def rest_is_right(self, op: str, l: int | None, pos: int, off: set[int]) -> bool:
+        """Is a result right, but for some elements and those that RoPE mixes them with?"""
+        y = self.right.result(op, l, pos)
+        mixed = {i for first, second, _ in self.right.pairs(len(y)) for i in (first, second)
+                 if {first, second} & off} if op in ROPE else off
+        theirs = list(self.get(op, l, pos))
+        for i in off | mixed:
+            theirs[i] = y[i]
+        return not judge(theirs, y, self.right.errors(op, l, pos, y)).wrong
+
+    def logits(self, rows: dict[tuple, Sequence[float]]) -> list[str]:
+        """Single logits that are wrong."""
+        positions = sorted(pos for _, pos in rows)
+        if positions != list(range(len(positions))):  # a penalty could not be told
+            return []
+        steps = []
+        for pos in positions:
+            y = self.right.result("logits", None, pos)
+            sigma, _ = self.right.errors("logits", None, pos, y)
+            steps.append(Seen(rows[None, pos], y, rms(sigma)))
+        return single_logits(self.shard, self.tokens, steps, is_classifier_alone=True)
 
     def off_elements(self, op: str, l: int | None, pos: int) -> list[int]:
         """The elements of a result that are wrong."""
@@ -208,24 +245,72 @@ class AmongOperations:
     def two_together(self, op: str) -> list[str]:
         """Two mistakes in one operation."""
         own = [mistake for mistake in self.candidates if op in mistake.changes]
-        return [f"{a.name}; and {b.name}" for a, b in combinations(own, 2)
-                if not a.replaces & b.replaces and self.explains(both(a, b), op)]
+        found = [both(a, b) for a, b in combinations(own, 2) if not a.replaces & b.replaces]
+        return self.texts_of([mistake for mistake in found if self.explains(mistake, op)], op)
+
+    def texts_of(self, found: Sequence[Kind], op: str) -> list[str]:
+        """The names of mistakes made together that explain an operation: of those that explain whatever else they
+        change, or else all, which are said to be in this operation then."""
+        whole = [mistake for mistake in found if all(
+            self.explains(mistake, other) for other in mistake.changes if other in self.judged)]
+        if whole:
+            return [mistake.name for mistake in whole]
+        return [f"{mistake.name} (in {op})" for mistake in found]
+
+    def formula_and_constant(self, op: str) -> list[str]:
+        """A mistake and a constant in one operation."""
+        constant = CONSTANT_OF.get(op)
+        if constant is None:
+            return []
+        found = []
+        places = [(l, pos, self.get(op, l, pos)) for _, l, pos in self.wrong[op]]
+        for formula in self.candidates:
+            if op not in formula.changes or formula.rough or formula.replaces & constant.mistake(1.0).replaces:
+                continue
+            try:
+                value = constant.measure(formula(self.shard, self.tokens, self.get), op, places)
+            except FAILS:
+                continue
+            for candidate in nearby(value) if value is not None and isfinite(value) else []:
+                mistake = both(formula, constant.mistake(candidate))
+                if self.explains(mistake, op):
+                    mistake.name = f"{formula.name}; and {named(constant, candidate, value)}"
+                    found.append(mistake)
+                    break
+        return self.texts_of(found, op)
+
+    def merge_last_rows(self) -> None:
+        """The last row of every matrix that was judged, in every layer, is one mistake."""
+        judged = [op for op in self.judged if op in PRODUCTS]
+        for op in judged:
+            places = {(l, len(self.get(op, l, pos)) - 1) for _, l, pos in self.judged[op]}
+            if self.off.get(op) != places:
+                return
+        if len(judged) > 1:
+            self.whole = {text: ops for text, ops in self.whole.items() if not set(ops) <= set(judged)}
+            self.whole["the last row of every matrix is not the checkpoint's: is it left out?"] = judged
 
     # -- what is said
 
     def names(self) -> list[str]:
         """The fewest texts that explain all wrong operations: whole mistakes, then parts of some, then what is left."""
+        self.merge_last_rows()
         names = []
         left = set(self.wrong)
         for explained, texts in largest_first(self.whole, left):
             names.append(one_of(texts))
             left -= explained
         for explained, texts in largest_first(self.partial, left):
-            names.append(f"{one_of(texts)} (in {', '.join(sorted(explained))} alone)")
+            alone = " alone" if all(self.is_right_elsewhere(text, explained) for text in texts) else ""
+            names.append(f"{one_of(texts)} (in {', '.join(sorted(explained))}{alone})")
             left -= explained
         if names and left:
             names.append(f"one that is not known, in {', '.join(op for op in self.wrong if op in left)}")
         return names
+
+    def is_right_elsewhere(self, text: str, explained: set[str]) -> bool:
+        """Is none of the other operations that a mistake changes wrong?"""
+        return not (set(self.changed.get(text, ())) - explained) & self.wrong.keys()
 
 
 def is_right(place: Place) -> bool:

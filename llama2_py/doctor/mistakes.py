@@ -34,6 +34,7 @@ class Mistake(Operations):
 
     name = ""                       # what is said of it
     changes: tuple[str, ...] = ()   # the operations whose results it changes
+    keeps: tuple[str, ...] = ()     # the operations of which its name says that they are right
     in_logits = True                # is it tried on logits?
     in_operations = True            # is it tried on operations?
     rough = False                   # does it round to few bits?
@@ -51,7 +52,8 @@ Kind = type[Mistake]
 def both(a: Kind, b: Kind) -> Kind:
     """Two mistakes made together, which replace no method that is the same."""
     assert not a.replaces & b.replaces
-    return type("Both", (a, b), {"name": f"{a.name}; and {b.name}"})
+    changes = tuple(dict.fromkeys([*a.changes, *b.changes]))
+    return type("Both", (a, b), {"name": f"{a.name}; and {b.name}", "changes": changes})
 
 
 # ----------------------------------------------------------------------------
@@ -116,6 +118,7 @@ def known(config, first_wrong: int = 0) -> list[Kind]:
         *feed_forward(),
         *residuals(),
         *wrong_matrices(config),
+        *dropped_tails(),
         *wrong_layers(config.n_layers),
         *classifiers(config),
         *weight_formats(config),
@@ -965,6 +968,30 @@ def wrong_matrices(config) -> Iterator[Kind]:
     yield swapped_matrices("wq", "wo", ("q", "attention_out"))
 
 
+def dropped_tails() -> Iterator[Kind]:
+    """A loop over rows or columns that ends too early."""
+    class LastRow(Mistake):
+        name = "the last row of every matrix is left out: its result is 0"
+        changes = PRODUCT_OPS
+        alone = True
+
+        def product(self, op, l, pos):
+            result = super().product(op, l, pos)
+            result[-1] = 0.0
+            return result
+    yield LastRow
+
+    def without_last_column(shard, name, l, first, last):
+        return [(*row[:-1], 0.0) for row in shard.checkpoint.rows(name, l)[first:last]]
+
+    class LastColumn(Mistake):
+        name = "the last column of every matrix is left out"
+        changes = PRODUCT_OPS
+        alone = True
+        matrix = with_rows(MATRICES, without_last_column)
+    yield LastColumn
+
+
 def transposed(op: str, which: str) -> Kind:
     """A matrix that was taken for its transpose."""
     class Transposed(Mistake):
@@ -1075,7 +1102,7 @@ def weight_formats(config) -> Iterator[Kind]:
     for form in FORMATS:
         yield rounded_weights(f"weights are rounded to {form.name}", form.round, embedding_too=True, norms_too=True)
         yield rounded_weights(f"weights, without the norms', are rounded to {form.name}", form.round,
-                              embedding_too=True)
+                              embedding_too=True, kept=NORM_OPS)
         yield rounded_weights(f"weights of matrices are rounded to {form.name}", form.round)
     for group in 0, 32, 64, 128:
         if group < config.dim:
@@ -1092,8 +1119,9 @@ def weights_in_int8(group: int) -> Iterator[Kind]:
     yield rounded_weights(f"weights of matrices are rounded to int8, in {size}", rounded)
 
 
-def rounded_weights(text: str, rounded: Callable, embedding_too: bool = False, norms_too: bool = False) -> Kind:
-    """Weights that are rounded, row by row: those of the matrices, and others."""
+def rounded_weights(text: str, rounded: Callable, embedding_too: bool = False, norms_too: bool = False,
+                    kept: tuple[str, ...] = ()) -> Kind:
+    """Weights that are rounded, row by row: those of the matrices, and others; kept: Mistake.keeps."""
     def rounded_rows(shard, name, l, first, last):
         return [tuple(rounded(row)) for row in shard.checkpoint.rows(name, l, first, last)]
 
@@ -1107,6 +1135,7 @@ def rounded_weights(text: str, rounded: Callable, embedding_too: bool = False, n
 
     class AndOfEmbedding(OfMatrices):
         changes = ("embedding", *PRODUCT_OPS)
+        keeps = kept
 
         def embedding(self, l, pos):
             return tuple(rounded(super().embedding(l, pos)))
@@ -1115,6 +1144,7 @@ def rounded_weights(text: str, rounded: Callable, embedding_too: bool = False, n
 
     class AndOfNorms(AndOfEmbedding):
         changes = ("embedding", *PRODUCT_OPS, *NORM_OPS)
+        keeps = ()
 
         def norm_weight(self, op, l):
             return tuple(rounded(super().norm_weight(op, l)))

@@ -10,18 +10,21 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import fsum, inf, sqrt
+from math import fsum, inf
 from operator import mul, sub
 from random import Random
 
 from llama2_py.doctor.constants import CONSTANTS, Constant, named, nearby
 from llama2_py.doctor.mistakes import FORMATS, Kind, both, known
 from llama2_py.doctor.operations import Model, Operations, rms
+from llama2_py.doctor.singles import SINGLE, Seen, single_logits
 
 # A mistake's logits: within so many times the noise, and so many times nearer than the right model's. (Of 350 wrong
 # programs the true mistake came within 3, but for those that enlarge noise; a false one never came near 10 and was 30
 # times nearer.)
 NEAR, NEARER = 10, 30
+# If they are within rounding themselves, less is enough: what is called wrong is at 10 and more.
+ROUNDING, NEARER_BY_ROUNDING = 2, 15
 # A step whose logits are so far off is wrong. (Those of correct programs stay below 5.6; the verdict's own limit.)
 WRONG_STEP = 12
 # A mistake is dropped at the first step that is so far from it. (No step of a true one was beyond 12 times NEAR.)
@@ -35,10 +38,6 @@ NEAR_CONSTANT = 3
 LATER_STEPS = 0.8
 # Mistakes explain alike that are within this factor of the nearest, or of the noise.
 ALIKE = 1.5
-# A logit alone is wrong beyond so many times its noise, while all others stay within SINGLE_REST. (10 and 1.1 were the
-# most that correct programs had.)
-SINGLE, SINGLE_REST = 16, 2
-SINGLES = 2  # logits that are wrong alone, at most
 # A format of few bits: its results are off by half the distance of neighbours, and a little of float32's own.
 A_LITTLE_MORE = 1.01
 
@@ -55,22 +54,10 @@ FAR = 1e30  # the distance of a model that overflows
 FAILS = (KeyError, ValueError, OverflowError, ZeroDivisionError)  # what a wrong model can end in
 
 
-@dataclass
-class Seen:
-    """One step: another program's logits, the right ones (vocab each), the root mean square of their noise."""
-    theirs: Sequence[float]
-    right: Sequence[float]
-    noise: float
-
-    def off(self, logits: Sequence[float]) -> float:
-        """How far logits are from the other program's: root mean square, in units of the noise."""
-        return rms(list(map(sub, self.theirs, logits))) / self.noise
-
-
 def by_logits(shard, tokens: Sequence[int], steps: Sequence[Seen], tell: Callable) -> list[str]:
     """The names of the mistakes that explain logits which are not the right model's: one, or two made together. Those
     that fit alike are one name, "A; or B". tell(done, of): called from time to time."""
-    simple = rounded_logits(steps) + out_of_step(steps) + one_row(shard, tokens, steps)
+    simple = rounded_logits(steps) + out_of_step(steps) + single_logits(shard, tokens, steps)
     if simple:
         return ["; or ".join(simple)]
     search = Search(shard, tokens, steps, tell)
@@ -116,35 +103,6 @@ def out_of_step(steps: Sequence[Seen]) -> list[str]:
     return names
 
 
-def one_row(shard, tokens: Sequence[int], steps: Sequence[Seen]) -> list[str]:
-    """One or two logits that are wrong while all others are right."""
-    lengths = [sqrt(square) for block in shard.classifier.blocks for square in block.squares]
-    unit = rms(lengths)
-    off: set[int] = set()       # tokens whose logits are off
-    before: list[Seen] = []     # the steps before the first of them enters the model
-    for pos, step in enumerate(steps):
-        if tokens[pos] in off:
-            break
-        before.append(step)
-        for i, (a, b, length) in enumerate(zip(step.theirs, step.right, lengths, strict=True)):
-            if abs(a - b) * unit > SINGLE * length * step.noise:
-                off.add(i)
-        if len(off) > SINGLES:
-            return []
-    if not off or rms([rest_of(step, off) for step in before]) > SINGLE_REST:
-        return []
-    rows = [f"row {i} of the classifier is not the checkpoint's: the logit of token {i} alone is wrong"
-            for i in sorted(off)]
-    end = "" if len(before) == len(steps) else ", until that token, whose embedding it is, is an input"
-    return ["; and ".join(rows) + end]
-
-
-def rest_of(step: Seen, off: set[int]) -> float:
-    """How far the other logits are, root mean square, in units of the noise."""
-    rest = [a - b for i, (a, b) in enumerate(zip(step.theirs, step.right, strict=True)) if i not in off]
-    return rms(rest) / step.noise
-
-
 # ----------------------------------------------------------------------------
 # One mistake in a whole model
 
@@ -158,7 +116,8 @@ class Fit:
     @property
     def explains(self) -> bool:
         """Is this rounding, and was it none?"""
-        return self.noise <= NEAR and self.nearer >= NEARER
+        nearer = NEARER_BY_ROUNDING if self.noise <= ROUNDING else NEARER
+        return self.noise <= NEAR and self.nearer >= nearer
 
 
 class Search:
