@@ -37,8 +37,7 @@ class Array:
             return [unpack_from(self.form, self.data, at)[0] for at in range(first, last, width * self.steps)]
         size = width * self.vocab_size
         first = self.begin + pos * size
-        order, letter = self.form
-        (row,) = iter_unpack(f"{order}{self.vocab_size}{letter}", self.data[first:first + size])
+        (row,) = iter_unpack(f"{self.form[0]}{self.vocab_size}{self.form[1]}", self.data[first:first + size])
         return row
 
 

@@ -70,6 +70,12 @@ class AmongOperations:
         self.changed: dict[str, tuple[str, ...]] = {}  # text -> all operations that its mistake changes
         self.off: dict[str, set] = {}            # operation -> (layer, element) of those that are wrong alone
 
+    def expected(self, op: str, l: int | None, pos: int) -> tuple[list[float], list[float], list[float]]:
+        """What an operation that was judged should give, its sigmas and its bounds."""
+        y = self.right.result(op, l, pos)
+        assert y is not None
+        return y, *self.right.errors(op, l, pos, y)
+
     def first_wrong(self, op: str) -> int:
         """The first position at which an operation is wrong."""
         return min([pos for is_wrong, _, pos in self.wrong.get(op, []) if is_wrong], default=0)
@@ -145,9 +151,8 @@ class AmongOperations:
         row = self.get(op, l, pos)
         if tuple(form.round(row)) != tuple(row):
             return False
-        y = self.right.result(op, l, pos)
+        y, _, bound = self.expected(op, l, pos)
         rounding = [ROUNDINGS * form.distance * abs(v) + SMALLEST_HALF for v in y]
-        _, bound = self.right.errors(op, l, pos, y)
         return not judge(row, y, (rounding, list(map(add, bound, rounding)))).impossible
 
     def constant(self, op: str) -> bool:
@@ -174,7 +179,8 @@ class AmongOperations:
 
     def measured(self, constant: Constant, op: str, wrong: Sequence[str]) -> list[float]:
         """The values of a constant, by wrong operations: the given one's first."""
-        own, others = [], []
+        own: list[float] = []
+        others: list[float] = []
         for other in wrong:
             places = [(l, pos, self.get(other, l, pos)) for _, l, pos in self.wrong[other]]
             value = constant.measure(self.right, other, places)
@@ -205,30 +211,28 @@ class AmongOperations:
 
     def rest_is_right(self, op: str, l: int | None, pos: int, off: set[int]) -> bool:
         """Is a result right, but for some elements and those that RoPE mixes them with?"""
-        y = self.right.result(op, l, pos)
+        y, sigma, bound = self.expected(op, l, pos)
         mixed = {i for first, second, _ in self.right.pairs(len(y)) for i in (first, second)
                  if {first, second} & off} if op in ROPE else off
         theirs = list(self.get(op, l, pos))
         for i in off | mixed:
             theirs[i] = y[i]
-        return not judge(theirs, y, self.right.errors(op, l, pos, y)).wrong
+        return not judge(theirs, y, (sigma, bound)).wrong
 
-    def logits(self, rows: dict[tuple, Sequence[float]]) -> list[str]:
+    def logits(self, rows: dict[tuple[int | None, int], Sequence[float]]) -> list[str]:
         """Single logits that are wrong."""
         positions = sorted(pos for _, pos in rows)
         if positions != list(range(len(positions))):  # a penalty could not be told
             return []
         steps = []
         for pos in positions:
-            y = self.right.result("logits", None, pos)
-            sigma, _ = self.right.errors("logits", None, pos, y)
+            y, sigma, _ = self.expected("logits", None, pos)
             steps.append(Seen(rows[None, pos], y, rms(sigma)))
         return single_logits(self.shard, self.tokens, steps, is_classifier_alone=True)
 
     def off_elements(self, op: str, l: int | None, pos: int) -> list[int]:
         """The elements of a result that are wrong."""
-        y = self.right.result(op, l, pos)
-        sigma, _ = self.right.errors(op, l, pos, y)
+        y, sigma, _ = self.expected(op, l, pos)
         theirs = self.get(op, l, pos)
         return [i for i, (a, b, s) in enumerate(zip(theirs, y, sigma, strict=True))
                 if abs(a - b) > UNLIKELY_ONE * s + SMALLEST]
@@ -271,7 +275,9 @@ class AmongOperations:
                 value = constant.measure(formula(self.shard, self.tokens, self.get), op, places)
             except FAILS:
                 continue
-            for candidate in nearby(value) if value is not None and isfinite(value) else []:
+            if value is None or not isfinite(value):
+                continue
+            for candidate in nearby(value):
                 mistake = both(formula, constant.mistake(candidate))
                 if self.explains(mistake, op):
                     mistake.name = f"{formula.name}; and {named(constant, candidate, value)}"

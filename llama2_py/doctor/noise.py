@@ -4,7 +4,7 @@ It goes beside the exact run, in a process of its own, with the same tokens; how
 another program's logits are measured.
 """
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import cos, dist, exp, fsum, sin, sqrt
 from random import Random
 from typing import Any
@@ -23,7 +23,7 @@ class Noisy(Exact):
     """
 
     # an iterator without an end: a process that makes noise has its own
-    normals = itertools.repeat(0.0)
+    normals: Iterator[float] = itertools.repeat(0.0)
 
     @staticmethod
     def dot(a: Sequence[float], b: Sequence[float]) -> float:
@@ -31,23 +31,24 @@ class Noisy(Exact):
         return Exact.dot(a, b) * (1 + 0.24 * sqrt(len(a)) * U * next(Noisy.normals))
 
     @staticmethod
-    def total(values: Sequence[float]) -> float:
+    def total(values: Iterable[float]) -> float:
         """As Exact.total, of numbers of one sign."""
+        values = list(values)
         return fsum(values) * (1 + 0.24 * sqrt(len(values)) * U * next(Noisy.normals))
 
     @staticmethod
-    def dots(matrix: Exact.Matrix, operand: tuple) -> list[float]:
+    def dots(matrix: Exact.Matrix, operand: tuple) -> tuple[float, ...]:
         """As Exact.dots, by the guess of arithmetic.bounds alone."""
         x, y, square = operand  # of x, -x/2 and |x/2|^2
         lengths, relative = 2 * sqrt(0.09 * square) * U, sqrt(0.06 * len(x)) * U
         guesses = map(dist, matrix.rows, itertools.repeat(y))  # of the root of |w + x/2|^2
-        return [(d * d - s - square) * (1 + relative * a) + lengths * sqrt(s) * b for d, s, a, b in zip(
-            guesses, matrix.squares, Noisy.normals, Noisy.normals, strict=False)]
+        return tuple([(d * d - s - square) * (1 + relative * a) + lengths * sqrt(s) * b for d, s, a, b in zip(
+            guesses, matrix.squares, Noisy.normals, Noisy.normals, strict=False)])
 
     @staticmethod
-    def exps(values: Sequence[float]) -> list[float]:
+    def exps(values: Sequence[float]) -> tuple[float, ...]:
         """As Exact.exps."""
-        return [exp(min(v, 88.0)) * (1 + 0.6 * U * next(Noisy.normals)) for v in values]
+        return tuple([exp(min(v, 88.0)) * (1 + 0.6 * U * next(Noisy.normals)) for v in values])
 
     @staticmethod
     def pow(a: float, b: float) -> float:
@@ -87,7 +88,7 @@ class Alone:
         random = Random(SEED)
         Noisy.normals = itertools.cycle([random.gauss(0, 1) for _ in range(NORMALS)])
         self.shard = build(0, 1)
-        self.caches = [[]] * draws  # of each draw, its layers'
+        self.caches: list[list] = [[]] * draws  # of each draw, its layers'
 
     def passes(self, *job: Any) -> list:
         """As Shard.passes, of all draws, but already run, so that the processes meet at the end only. Each position

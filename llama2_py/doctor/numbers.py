@@ -67,7 +67,7 @@ class DumpFile:
 
     def finish(self) -> None:
         """Write the file."""
-        write_whole(self.path, self.records)
+        write_whole(self.path, bytes(self.records))
 
 
 # ----------------------------------------------------------------------------

@@ -99,11 +99,11 @@ class Operations:
     def __init__(self, shard, tokens: Sequence[int], get: Callable):
         self.shard, self.config, self.tokens, self.given = shard, shard.config, tokens, get
         self.hs, self.group = shard.config.head_size, shard.group
-        self.products = {}  # of the current position, before RoPE: (op, layer) -> values
-        self.dots = {}      # of the current position: (layer, head) -> position, and its query times each visible key
-        self.kept = {}      # of the current position: ("k" or "v", layer, head) -> position, and history's result
-        self.squares = {}   # (layer, position, key head) -> a key times itself
-        self.rows = {}      # (matrix, layer) -> the squares of its rows, and their lengths
+        self.products: dict = {}  # of the current position, before RoPE: (op, layer) -> values
+        self.dots: dict = {}      # of the current position: (layer, head) -> position, and its query times each visible key
+        self.kept: dict = {}      # of the current position: ("k" or "v", layer, head) -> position, and history's result
+        self.squares: dict = {}   # (layer, position, key head) -> a key times itself
+        self.rows: dict = {}      # (matrix, layer) -> the squares of its rows, and their lengths
 
     def get(self, op, l, pos):
         """Another operation's result. Raises KeyError if there is none."""
@@ -452,7 +452,7 @@ class Model:
     def __init__(self, kind: type, shard, tokens: Sequence[int], moved: Callable | None = None):
         """kind: Operations, or a class derived from it. moved(values, sigma) -> values: what is to become of each
         result, given the error that float32 makes; None: nothing."""
-        self.results = {}  # (op, layer, pos) -> values
+        self.results: dict = {}  # (op, layer, pos) -> values
         self.operations = kind(shard, tokens, lambda *place: self.results.get(place))
         self.sequence, self.moved = sequence(shard.config.n_layers), moved
 

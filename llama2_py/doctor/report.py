@@ -83,9 +83,9 @@ def reason_of_logits(c: Comparison) -> str:
 def reasons_of_operations(c: Comparison) -> Iterator[str]:
     """What the operations say, from their own inputs."""
     if c.judged:
-        count = sum(map(len, c.judged.values()))
-        wrong = sum(j.wrong for places in c.judged.values() for j, _, _ in places)
-        yield f"operations judged from their own inputs: {count}, of them wrong: {wrong}"
+        judgements = [judgement for places in c.judged.values() for judgement, _, _ in places]
+        are_wrong = sum(judgement.wrong for judgement in judgements)
+        yield f"operations judged from their own inputs: {len(judgements)}, of them wrong: {are_wrong}"
     if c.is_fused:
         yield ("ffn_residual is one sum, x + (attention_out + ffn_out): the same function as two additions, with other "
                "roundings; it was judged as that")
