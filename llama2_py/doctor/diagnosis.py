@@ -221,7 +221,7 @@ class AmongOperations:
 
     def logits(self, rows: dict[tuple[int | None, int], Sequence[float]]) -> list[str]:
         """Single logits that are wrong."""
-        positions = sorted(pos for _, pos in rows)
+        positions = sorted([pos for _, pos in rows])
         if positions != list(range(len(positions))):  # a penalty could not be told
             return []
         steps = []

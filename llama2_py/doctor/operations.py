@@ -100,7 +100,7 @@ class Operations:
         self.shard, self.config, self.tokens, self.given = shard, shard.config, tokens, get
         self.hs, self.group = shard.config.head_size, shard.group
         self.products: dict = {}  # of the current position, before RoPE: (op, layer) -> values
-        self.dots: dict = {}      # of the current position: (layer, head) -> position, and its query times each visible key
+        self.dots: dict = {}      # of the current position: (layer, head) -> position, query times each visible key
         self.kept: dict = {}      # of the current position: ("k" or "v", layer, head) -> position, and history's result
         self.squares: dict = {}   # (layer, position, key head) -> a key times itself
         self.rows: dict = {}      # (matrix, layer) -> the squares of its rows, and their lengths
