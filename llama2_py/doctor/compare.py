@@ -5,8 +5,8 @@
     python3 llama2.py -t 0 --compare theirs              # the verdict: how many steps there are, the file says
 
 No tolerance is asked for. Logits are measured against noise (noise.py). Operations are computed again from the other
-program's own inputs (operations.py). If either is not as float32 rounds, diagnosis.py looks for the mistake; report.py
-prints what was found.
+program's own inputs (operations.py), and outrank logits. If either is not as float32 rounds, diagnosis.py (operations)
+or search.py (logits) looks for the mistake; report.py prints what was found.
 """
 import contextlib
 import functools
