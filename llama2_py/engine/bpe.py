@@ -150,9 +150,9 @@ def read_merges(model: Part, vocab: dict[str, int]) -> tuple[dict[tuple[int, int
     for i, entry in enumerate(entries):
         if type(entry) is not type(entries[0]):
             raise ValueError(f"{model.path}: model.merges[{i}] is {shown(entry)}, must be of model.merges[0]'s kind")
-        pair = entry.split(" ") if isinstance(entry, str) else entry
-        if pair[:1] == ["#version:"]:
+        if isinstance(entry, str) and entry.startswith("#version"):
             continue
+        pair = entry.split(" ") if isinstance(entry, str) else entry
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise ValueError(f"{model.path}: model.merges[{i}] is {shown(entry)}, must be two strings")
         first, second = pair
@@ -172,9 +172,11 @@ class Model:
     def __init__(self, part: Part, size: int):
         """part: the file's model; size: tokens from this one on are left out."""
         self.texts = read_vocabulary(part)
-        ranks, self.products = read_merges(part, self.texts)
-        self.vocab = {text: token for text, token in self.texts.items() if token < size}
-        self.ranks = {pair: rank for pair, rank in ranks.items() if max(*pair, self.products[rank]) < size}
+        self.vocab = self.texts
+        self.ranks, self.products = read_merges(part, self.texts)
+        if size < len(self.texts):
+            self.vocab = {text: token for text, token in self.texts.items() if token < size}
+            self.ranks = {pair: rank for pair, rank in self.ranks.items() if max(*pair, self.products[rank]) < size}
         self.ignore_merges = part.flag("ignore_merges", False)
         self.fuse_unknown = part.flag("fuse_unk", False)
         self.unknown = NO_TOKEN  # the token of a character that has none

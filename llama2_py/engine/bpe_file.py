@@ -66,6 +66,7 @@ class Part:
 
     def name_of(self, key: str) -> str:
         """The name of one of its values."""
+        key = console.printable(key, 100)  # it may come from the file
         return f"{self.name}.{key}" if self.name else key
 
     def error(self, key: str, wanted: str) -> ValueError:
