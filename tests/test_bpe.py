@@ -1,10 +1,11 @@
-"""tokenizer.json: exact vectors that tokenizers 0.23.3 gave, a naive merge as judge of the fast one, malformed files."""
+"""tokenizer.json: exact vectors that tokenizers 0.23.3 gave, a naive merge as judge, malformed files."""
 import copy
 import hashlib
 import json
 import random
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -128,8 +129,10 @@ FILES = {
 }
 
 TEXTS = [
-    "", " ", "the the", "  the   wor\n\n \n12345 x", "I'll I'LL I'\u017f don't", "aaaaa aaaa", "the[W][W] [W]x [R]  \nx",
-    "a L  L b<|eot|><|eot><s>the", "a b", "\u11de\U00011de0\u0662\u00bd7", "\u00e9\u0301\u043f\u4f60\U0001f600\x1c\u200d ",
+    "", " ", "the the", "  the   wor\n\n \n12345 x", "I'll I'LL I'\u017f don't", "aaaaa aaaa",
+    "the[W][W] [W]x [R]  \nx",
+    "a L  L b<|eot|><|eot><s>the", "a b", "\u11de\U00011de0\u0662\u00bd7",
+    "\u00e9\u0301\u043f\u4f60\U0001f600\x1c\u200d ",
     "\u00a0\u3000the\r\n\t\tthe?!\n\nwor", " peace, peace", "t\u00dfh\u00e9e", "\u2581the <0x41>",
 ]
 
@@ -318,7 +321,8 @@ def test_merges_written_as_strings_are_the_same_merges(name):
 def test_installed_tokenizers_agrees():
     tokenizers = pytest.importorskip("tokenizers")
     random_ = random.Random(1)
-    alphabet = ["the", "'ll", "\u017f", "[W]", " L ", "a b", "12", *" \n\r\t\xa0\u3000aeo\u00e9\u0301\u4f60\U0001f600\u0663"]
+    alphabet = ["the", "'ll", "\u017f", "[W]", " L ", "a b", "12",
+                *" \n\r\t\xa0\u3000aeo\u00e9\u0301\u4f60\U0001f600\u0663"]
     for name, top in FILES.items():
         judge = tokenizers.Tokenizer.from_str(json.dumps(top))
         tokenizer = make(top)
@@ -331,7 +335,7 @@ def naive(tokens, merges):
     """The definition of merging, in quadratic time: always the leftmost pair of the lowest rank."""
     tokens = list(tokens)
     while True:
-        found = [(merges.index(pair), i) for i, pair in enumerate(zip(tokens, tokens[1:], strict=False)) if pair in merges]
+        found = [(merges.index(pair), i) for i, pair in enumerate(pairwise(tokens)) if pair in merges]
         if not found:
             return tokens
         _, i = min(found)
@@ -537,8 +541,12 @@ REFUSED = [  # a file, where it is changed, to what, what the error says
     (SP, ["model", "vocab", "<0x00>"], None, "must be an integer from 0 to"),
     (SP, ["model", "vocab"], {"\ud800": 0}, "one of Unicode strings"),
     (SP, ["model", "merges"], {}, "model.merges is an object, must be a list"),
-    (SP, ["model", "merges", 0], ["t", "q"], "model.merges[0] needs tq, which model.vocab has not"),
-    (SP, ["model", "merges", 1], "th e", 'must be of model.merges[0]\'s kind'),
+    (SP, ["model", "merges", 0], ["t", "q"], "model.merges[0] needs q, which model.vocab has not"),
+    (SP, ["model", "merges", 1], "th e", "must be two strings, as a list or with a space between, as all others are"),
+    (SP, ["model", "merges", 0], ["l", "x"], "model.merges[0] needs lx, which model.vocab has not"),
+    (SP, ["model", "merges", 1], {"l": 0, "a": 0}, "model.merges[1] is an object, must be two strings"),
+    (SP, ["model", "merges", 1], {"t": 0, "h": 0}, "model.merges[1] is an object, must be two strings"),
+    (SP, ["model", "merges", 1], "th", "model.merges[1] is th, must be two strings"),
     (SP, ["model", "merges", 2], ["t", []], "model.merges[2] is a list, must be two strings"),
     (SP, ["model", "merges"], ["t h x"], "must be two strings"),
     (SP, ["model", "merges"], [7], "model.merges[0] is 7, must be two strings"),
@@ -550,7 +558,7 @@ REFUSED = [  # a file, where it is changed, to what, what the error says
     (SP, ["pre_tokenizer"], {"type": "Whitespace"}, "pre_tokenizer.type is Whitespace, must be Split, Digits"),
     (SP, ["pre_tokenizer"], {"type": "Metaspace", "replacement": "ab"}, "replacement is ab, must be one character"),
     (SP, ["pre_tokenizer"], {"type": "Metaspace", "replacement": "a", "prepend_scheme": "last"}, "is last, must be"),
-    (SP, ["pre_tokenizer"], {"type": "Metaspace", "replacement": "a", "add_prefix_space": False}, "must be true, since"),
+    (SP, ["pre_tokenizer"], {"type": "Metaspace", "replacement": "a", "add_prefix_space": False}, "true, since"),
     (BL, REGEX, {"Regex": "\\s+"}, "pattern.Regex is"),
     (BL, REGEX, {"String": " "}, "pattern.String is"),
     (BL, [*REGEX[:3], "behavior"], "Removed", "behavior is Removed, must be Isolated"),
@@ -561,7 +569,8 @@ REFUSED = [  # a file, where it is changed, to what, what the error says
     (BL, ["post_processor", "processors", 1, "special_tokens"], {}, 'special_tokens."<|bos|>" is missing'),
     (BL, ["post_processor", "processors", 0], template(0, "<|bos|>"), "processors[1].type is TemplateProcessing, must"),
     (BL, ["post_processor"], {"type": "BertProcessing"}, "post_processor.type is BertProcessing, must be ByteLevel"),
-    (BL, ["post_processor", "processors", 1, "single", 0, "SpecialToken", "id"], "a\n", 'special_tokens."a\\n" is missing'),
+    (BL, ["post_processor", "processors", 1, "single", 0, "SpecialToken", "id"], "a\n",
+     'special_tokens."a\\n" is missing'),
     (SP, ["decoder"], None, "decoder is missing, must be an object"),
     (SP, ["decoder"], {"type": "WordPiece"}, "decoder.type is WordPiece, must be ByteLevel, Metaspace"),
     (SP, ["decoder", "decoders", 2], None, "decoders[2].type is Strip, must be behind a Fuse"),

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 from llama2_py import console
 from llama2_py.engine import unicode_tables
@@ -145,25 +145,34 @@ def read_merges(model: Part, vocab: dict[str, int]) -> tuple[dict[tuple[int, int
     entries = model.value.get("merges")
     if not isinstance(entries, list):
         raise model.error("merges", "a list")
+    kind = str if entries and isinstance(entries[0], str) else list
     ranks: dict[tuple[int, int], int] = {}
     products: list[int] = []
     for i, entry in enumerate(entries):
-        if type(entry) is not type(entries[0]):
-            raise ValueError(f"{model.path}: model.merges[{i}] is {shown(entry)}, must be of model.merges[0]'s kind")
-        if isinstance(entry, str) and entry.startswith("#version"):
+        if kind is str and isinstance(entry, str) and entry.startswith("#version"):
             continue
-        pair = entry.split(" ") if isinstance(entry, str) else entry
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise ValueError(f"{model.path}: model.merges[{i}] is {shown(entry)}, must be two strings")
-        first, second = pair
         try:
+            first, second = entry.split(" ") if kind is str else entry
             product = vocab[first + second]
             ranks[vocab[first], vocab[second]] = len(products)  # of a pair that stands twice, the last counts
-        except KeyError as error:
-            raise ValueError(f"{model.path}: model.merges[{i}] needs {console.printable(error.args[0], 100)}, which "
-                             "model.vocab has not") from None
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise merge_error(model, i, entry, vocab) from None
+        if type(entry) is not kind:
+            raise merge_error(model, i, entry, vocab)
         products.append(product)
     return ranks, products
+
+
+def merge_error(model: Part, i: int, entry: Any, vocab: dict[str, int]) -> ValueError:
+    """What to raise for entry i of the merges."""
+    pair = entry.split(" ") if isinstance(entry, str) else entry
+    if isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair):
+        for text in *pair, "".join(pair):
+            if text not in vocab:
+                return ValueError(f"{model.path}: model.merges[{i}] needs {console.printable(text, 100)}, which "
+                                  "model.vocab has not")
+    return ValueError(f"{model.path}: model.merges[{i}] is {shown(entry)}, must be two strings, as a list or with a "
+                      "space between, as all others are")
 
 
 class Model:
@@ -422,7 +431,11 @@ class BytePairTokenizer:
 
     def decode(self, previous: int, token: int) -> bytes:
         """The bytes of a token after the previous one, BOS or START at the start of a text, where SentencePiece's kind
-        drops the space that it has put there. A special token has none."""
+        drops the space that it has put there. A special token has none.
+
+        The bytes of a sequence are the text that `tokenizers` decodes it to, without special tokens, if they are UTF-8.
+        But BOS within a text begins a new one, and another special token at the start keeps the space behind it.
+        """
         console.need_integer("token", token, 0, len(self.vocab) - 1)
         if token in self._special:
             return b""
