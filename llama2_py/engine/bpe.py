@@ -89,7 +89,7 @@ class Finder:
             if added.single_word and not is_single_word(text, start, stop):
                 continue
             if added.lstrip:
-                start = max(end, before_spaces(text, start))
+                start = before_spaces(text, start)
             if added.rstrip:
                 stop = behind_spaces(text, stop)
             if end < start:
