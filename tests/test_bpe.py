@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from llama2_py.engine import bpe, unicode_tables
 from llama2_py.engine.bpe import START, BytePairTokenizer
-from llama2_py.engine.bpe_steps import CHARACTERS, SPLITS, characters, compiled
+from llama2_py.engine.bpe_file import Part
+from llama2_py.engine.bpe_steps import CHARACTERS, SPLITS, characters, compiled, read_splitter
 from tests.helpers import HERE
 
 # ----------------------------------------------------------------------------
@@ -504,6 +505,14 @@ def test_the_tables_are_unicode_16s():
 def test_the_splits_leave_nothing_out(text):
     for source in SPLITS.values():
         assert "".join(compiled(source).findall(text)) == text
+
+
+def test_pieces_end_where_those_of_tokenizers_end():
+    llama3 = compiled(SPLITS[LLAMA3_REGEX])
+    assert llama3.findall("I'\u017fa I'LLa 1234") == ["I", "'\u017f", "a", " I", "'LL", "a", " ", "123", "4"]
+    digits = {"type": "Digits", "individual_digits": True}
+    split = read_splitter(Part("tokenizer.json", "pre_tokenizer", digits))
+    assert split(["a\U00011de0\u00bd5b"], True) == ["a", "\U00011de0", "\u00bd", "5", "b"]
 
 
 # ----------------------------------------------------------------------------
