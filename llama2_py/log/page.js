@@ -95,13 +95,13 @@ function parsed(line, names) {  // an event, or undefined
   try {
     const event = JSON.parse(line);
     return Object.keys(event).join() === names && blank(written(event)) === blank(line) ? event : undefined;
-  } catch { return undefined; }
+  } catch { }
 }
 function readLines() {
   header = parsed(data.lines[0],
     "format,model,weights,config,tokenizer,arithmetic,rng,temperature,p_value,seed,steps,level,prompt,tokens");
   if (!header || header.format !== "llama2.py trace 2") throw new Error("its first line is no header");
-  header.seed = data.lines[0].match(/"seed":(\d+)/)[1];  // up to 2^64, so not as a number
+  header.seed = data.lines[0].match(/"seed":(\d+)/)[1];  // may exceed 2^53
   given = header.tokens.length;
   ({ n_layers: layers, n_heads: heads } = header.config);
   perStep = { step: 1, layer: layers + 1, op: 14 * layers + 3 }[header.level];
@@ -126,7 +126,7 @@ function checkStep(event, i) {
   if (event.next >= header.config.vocab_size) complain(i, "its token is not in the vocabulary.");
   if (before === 1 && i || i >= header.steps) complain(i, "the run had ended before it.");
 }
-function bytesOf(text) {  // a line has bytes that are no text by themselves as \xHH
+function bytesOf(text) {  // bytes that are no text by themselves stand as \xHH
   const parts = text.split(/\\x([89a-f][0-9a-f])/), out = [];
   parts.forEach((part, i) => {
     for (const byte of i % 2 ? [parseInt(part, 16)] : new TextEncoder().encode(part)) out.push(byte);
@@ -141,7 +141,7 @@ function readCoins() {  // xorshift64*, from the header's seed
   const mask = 2n ** 64n - 1n;
   let state = BigInt(header.seed);
   coins = events.map((event, i) => {
-    if (i + 1 < given || !Math.fround(header.temperature)) return undefined;
+    if (i + 1 < given || !Math.fround(header.temperature)) return;
     state ^= state >> 12n;
     state ^= state << 25n & mask;
     state ^= state >> 27n;
@@ -221,12 +221,12 @@ function choose(i) {
   if (focused) tokens[chosen].focus();  // whoever walks elsewhere stays there
   say("now", `Step ${chosen}: after ${nameAt(chosen)} ${chosen + 1 < given ? "was given" : "came"} ${named(chosen)} ` +
     `(token ${events[chosen].next})`);
-  $("back").disabled = chosen === 0;
+  $("back").disabled = !chosen;
   $("on").disabled = chosen === events.length - 1;
   if (data.steps) { drawNet(); drawCandidates(); drawLens(); drawMap(); }
   $("line").value = data.lines[chosen + 1];
   prove();
-  try { history.replaceState(null, "", "#" + chosen); } catch { }  // refused if it comes too often
+  try { history.replaceState(null, "", "#" + chosen); } catch { }  // may be refused
 }
 
 // ---- The map of the network
