@@ -1,4 +1,4 @@
-"""Tests of a dispute between two logs: every kind settled, nothing said that was not computed, and whatever a liar sends."""
+"""Tests of a dispute: every kind settled, nothing said that was not computed, and whatever a liar sends."""
 import base64
 import hashlib
 import io
@@ -29,6 +29,7 @@ from llama2_py.referee import messages
 from llama2_py.referee.commands import Hearing, Replay
 from llama2_py.referee.judge import Conclusion, Needed, Ruling
 from tests.helpers import HERE, bits, command, edit, failure, forge, read_lines
+from tests.test_events import CONFIG, HEADER
 
 LINES = 14 * 2 + 3  # of a step
 KINDS = ["embedding", *OPERATIONS, "final_norm", "logits", "next", "text"]
@@ -92,7 +93,9 @@ def rows_of(event, numbers=None):
     first = event.task.tensor
     if first is None:
         return []
-    return [Row(first.tensor, first.layer, first.row + i) for i in (range(event.task.rows) if numbers is None else numbers)]
+    if numbers is None:
+        numbers = range(event.task.rows)
+    return [Row(first.tensor, first.layer, first.row + i) for i in numbers]
 
 
 def at(kind, pos, layer=1):
@@ -158,7 +161,9 @@ def test_one_element_settles_a_product_if_both_reveal(run, capfdbinary, kind, wr
     code, out, _ = command(capfdbinary, "judge", a, b, *reveals, folder / "rows", program=tracing)
     assert out.decode().splitlines()[0] == "the logs were not held against heads that were published (--roots)"
     assert out.decode().splitlines()[1].startswith(f"element {wrong} of {len(values)}: A ")
-    assert f"of A's {len(values)} elements {'2 were' if len(rows) == 2 else '1 was'} computed" in out.decode().splitlines()[-2]
+    computed = "2 were" if len(rows) == 2 else "1 was"
+    assert out.decode().splitlines()[-2] == (f"of A's {len(values)} elements {computed} computed and found right; "
+                                             "the others were not computed")
     assert out.decode().splitlines()[-1] == "B is wrong"
     assert judged(capfdbinary, "judge", b, a, folder / "rows", *reveals) == "A is wrong"
     assert judged(capfdbinary, "settle", b, a, model, folder / "b.reveal") == "B is right"
@@ -376,6 +381,40 @@ def test_a_shared_classifier_is_the_embedding(files, tmp_path, capfdbinary):
     assert {**row, "tensor": "embedding"} == same
 
 
+def liars_message(data, truth, dispute, false):
+    """A message that a liar may send; false: its result."""
+    index, true_inputs = dispute.index, truth.replay.inputs()
+    what = data.draw(st.sampled_from(["values", "false inputs", "rows", "other rows", "bytes"]))
+    if what == "values":
+        return messages.write_values(index, data.draw(st.sampled_from([true_inputs, []])),
+                                     data.draw(st.sampled_from([false, b""])))
+    if what == "false inputs":
+        bad = [data.draw(st.binary(max_size=len(i))) for i in true_inputs] or [b"1234"]
+        return messages.write_values(index + data.draw(st.integers(0, 1)), bad, false)
+    if what == "bytes":
+        return data.draw(st.binary(max_size=200))
+    message = json.loads(rows_message(truth, rows_of(dispute)[:4] or [Row("wq", 0, 1)]))
+    if what == "other rows":
+        change_rows(data, message)
+    return events.encode(message) + b"\n"
+
+
+def change_rows(data, message):
+    """Make something of a message of rows false."""
+    row = data.draw(st.sampled_from(message["rows"]))
+    change = data.draw(st.sampled_from(["row", "layer", "tensor", "values", "path", "config"]))
+    if change == "config":
+        message["config"] = message["config"][:-1]
+    elif change == "values":
+        row["values"] = messages.base64_of(bits([0.5] * 16))
+    elif change == "path":
+        row["path"] = row["path"][::-1]
+    elif change == "tensor":
+        row["tensor"] = data.draw(st.sampled_from(["wk", "w1", "wo", "embedding", "nothing"]))
+    else:
+        row[change] += data.draw(st.sampled_from([1, -1, 100]))
+
+
 @given(st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_an_honest_log_never_loses_whatever_the_liar_reveals(run, evidence, data):
@@ -404,37 +443,10 @@ def test_an_honest_log_never_loses_whatever_the_liar_reveals(run, evidence, data
     dispute = disputes.Dispute(*logs)
     true_inputs = truth.replay.inputs()
 
-    def liars():
-        """A message that a liar may send."""
-        what = data.draw(st.sampled_from(["values", "false inputs", "rows", "other rows", "bytes"]))
-        if what == "values":
-            return messages.write_values(index, data.draw(st.sampled_from([true_inputs, []])),
-                                          data.draw(st.sampled_from([false, b""])))
-        if what == "false inputs":
-            bad = [data.draw(st.binary(max_size=len(i))) for i in true_inputs] or [b"1234"]
-            return messages.write_values(index + data.draw(st.integers(0, 1)), bad, false)
-        if what == "bytes":
-            return data.draw(st.binary(max_size=200))
-        wanted = rows_of(dispute)[:4] or [Row("wq", 0, 1)]
-        message = json.loads(rows_message(truth, wanted))
-        if what == "other rows":
-            row = data.draw(st.sampled_from(message["rows"]))
-            change = data.draw(st.sampled_from(["row", "layer", "tensor", "values", "path", "config"]))
-            if change == "config":
-                message["config"] = message["config"][:-1]
-            elif change == "values":
-                row["values"] = messages.base64_of(bits([0.5] * 16))
-            elif change == "path":
-                row["path"] = row["path"][::-1]
-            elif change == "tensor":
-                row["tensor"] = data.draw(st.sampled_from(["wk", "w1", "wo", "embedding", "nothing"]))
-            else:
-                row[change] += data.draw(st.sampled_from([1, -1, 100]))
-        return events.encode(message) + b"\n"
-
     honest = [messages.write_values(index, true_inputs, truth.replay.output() if n else b""),
               rows_message(truth, rows_of(dispute))]
-    sent = [liars() for _ in range(data.draw(st.integers(0, 3)))] + honest * data.draw(st.booleans())
+    sent = [liars_message(data, truth, dispute, false) for _ in range(data.draw(st.integers(0, 3)))]
+    sent += honest * data.draw(st.booleans())
     sent = data.draw(st.permutations(sent))
     found = judging.judge(heard(dispute, sent)[0])
     assert isinstance(found, Needed) or found.conclusion in (Conclusion.A_RIGHT, Conclusion.B_WRONG)
@@ -501,3 +513,266 @@ def test_rows_lead_to_the_weights_of_every_tensor(run, capfdbinary):
     message = failure(capfdbinary, "rows", model, "classifier", 1, program=tracing)
     assert "the model has no row classifier 1 0" in message
     assert "the model has no row wq 0 16" in failure(capfdbinary, "rows", model, "wq", 0, 16, program=tracing)
+
+
+# ----------------------------------------------------------------------------
+# Nothing is said that was not computed
+
+
+def changed(data, elements, by=1.0):
+    """Numbers with other values in some elements."""
+    values = from_bytes(data)
+    for element in elements:
+        values[element] = struct.unpack("f", struct.pack("f", values[element] * 1.5 + by))[0]
+    return to_bytes(values)
+
+
+def claiming(run, index, name, data):
+    """A log, cut short, that claims numbers for an event."""
+    _, _, lines, folder = run
+    return forge(folder / name, [*lines[:index], edit(lines[index], **lie(lines[index], sha256(data)))], False)
+
+
+@pytest.mark.parametrize("kind", ["q", "ffn_out", "logits"])
+def test_two_liars_who_lie_in_different_elements_do_not_make_each_other_honest(run, evidence, capfdbinary, kind):
+    model, _, _, _ = run
+    index = at(kind, 2)
+    truth = evidence(index)
+    inputs, honest = truth.replay.inputs(), truth.replay.output()
+    outputs = changed(honest, [5]), changed(honest, [0])
+    paths = [claiming(run, index, name, data) for name, data in zip(("5.trace", "0.trace"), outputs, strict=True)]
+    dispute = disputes.Dispute(*map(formats.read, paths))
+    values = [messages.write_values(index, inputs, outputs[0]), messages.write_values(index, [], outputs[1])]
+
+    def ruling(rows):
+        evidence, refused = heard(dispute, [rows_message(truth, rows), *values])
+        assert not refused
+        return judging.judge(evidence)
+
+    n = dispute.task.n
+    first = ruling(rows_of(dispute, dispute.task.rows_of(0)))
+    assert first.conclusion == Conclusion.B_WRONG
+    assert re.fullmatch(rf"of A's {n} elements (1 was|2 were) computed and found right; the others were not computed",
+                        first.reasons[-1])
+    assert ruling(rows_of(dispute, dispute.task.rows_of(5))).conclusion == Conclusion.A_WRONG
+    both = [*dispute.task.rows_of(0), *dispute.task.rows_of(5)]
+    assert ruling(rows_of(dispute, both)).conclusion == Conclusion.BOTH_WRONG
+    assert ruling(rows_of(dispute)).conclusion == Conclusion.NEITHER_RIGHT
+    assert isinstance(ruling(rows_of(dispute, [7])), Needed)
+    assert judged(capfdbinary, "settle", *paths, model) == "neither is right"
+
+
+def test_an_element_proves_a_party_wrong_while_the_other_is_silent(run, evidence):
+    index = at("gate", 2)
+    truth = evidence(index)
+    false = changed(truth.replay.output(), [3])
+    paths = claiming(run, index, "a.trace", false), claiming(run, index, "b.trace", truth.replay.output())
+    dispute = disputes.Dispute(*map(formats.read, paths))
+    sent = [messages.write_values(index, truth.replay.inputs(), false), rows_message(truth, rows_of(dispute, [3]))]
+    found = judging.judge(heard(dispute, sent)[0])
+    assert found.conclusion == Conclusion.A_WRONG
+    assert found.reasons[-1] == "of B nothing was computed: its result is not revealed"
+
+
+@pytest.mark.parametrize("kind, columns", [("embedding", 2), ("embedding", 17), ("ffn_norm", 15), ("gate", 15),
+                                           ("gate", 0), ("gate", 17), ("ffn_out", 16)])
+def test_a_row_must_have_its_tensors_columns(run, evidence, kind, columns):
+    """The header's root commits to rows of another length: whoever made it had no such model."""
+    _, _, lines, folder = run
+    index = at(kind, 2)
+    truth = evidence(index)
+    (row,) = rows_of(truth.event, [0])
+    leaves = truth.event.leaves
+    tree = merkle.MerkleTree()
+    tree.append(merkle.leaf_hash(events.encode(truth.event.header["config"])))
+    values = bits([0.5] * columns)
+    for leaf in range(1, leaves.size):
+        tree.append(merkle.leaf_hash(values if leaf == leaves.index(row) else b""))
+    header = edit(lines[0], weights=tree.root().hex())
+    logs = []
+    for claim in "12":
+        line = edit(lines[index], sha256=claim * 64)
+        logs.append(formats.read(forge(folder / f"{claim}.trace", [header, *lines[1:index], line], False)))
+    found = judging.Evidence(disputes.Dispute(*logs))
+    if found.inputs is None:
+        found.take_values(scanner(messages.write_values(index, truth.replay.inputs(), b"")))
+    message = {"format": "llama2.py rows 1", "config": [h.hex() for h in tree.inclusion_proof(0)], "rows": [
+        {"tensor": row.tensor, "layer": row.layer, "row": row.row, "values": messages.base64_of(values),
+         "path": [h.hex() for h in tree.inclusion_proof(leaves.index(row))]}]}
+    with pytest.raises(VerificationError, match=f"row {row}: size: expected "):
+        found.take_rows(scanner(events.encode(message) + b"\n"))
+    assert isinstance(judging.judge(found), Needed)
+
+
+# ----------------------------------------------------------------------------
+# Memory
+
+MEASURE = """import resource, sys
+from llama2_py import trace_command
+code = trace_command.main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10))
+sys.exit(code)"""
+
+
+def measured(*args):
+    """A command in a process of its own -> the last line that it prints, and the megabytes that it took."""
+    done = subprocess.run([sys.executable, "-c", MEASURE, *map(str, args)], cwd=HERE, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    *_, last, megabytes = done.stdout.decode().splitlines()
+    return last, int(megabytes)
+
+
+def with_config(folder, **config):
+    """Two logs of a step that part at once, with another config."""
+    header = {**HEADER, "level": "op", "config": {**CONFIG, **config}}
+    line = b'{"pos":0,"op":"embedding","sha256":"%s"}'
+    return [forge(folder / f"{claim}.trace", [events.encode(header), line % (claim * 64).encode()], False)
+            for claim in "12"]
+
+
+@pytest.mark.parametrize("n_layers", [2**20, 2**23])
+def test_a_header_with_many_layers_costs_nothing(tmp_path, n_layers):
+    small = measured("ask", *with_config(tmp_path))
+    last, megabytes = measured("ask", *with_config(tmp_path, n_layers=n_layers))
+    assert last == "  trace.py rows CHECKPOINT embedding 0 1"
+    assert megabytes <= small[1] + 10
+
+
+@pytest.mark.parametrize("change", [{"n_layers": 2**24}, {"dim": 0}, {"vocab_size": 2**40}, {"n_heads": 3},
+                                    {"n_kv_heads": 3}, {"dim": 5}, {"seq_len": -1}, {"hidden_dim": 1.0}])
+def test_a_header_with_shapes_that_no_checkpoint_has_is_refused(tmp_path, capfdbinary, change):
+    logs = with_config(tmp_path, **change)
+    assert "cannot be " in failure(capfdbinary, "ask", *logs, program=tracing)
+
+
+def test_the_rows_of_a_silent_party_take_no_memory(tmp_path):
+    """A message of 10 MB, of all rows of a classifier. Held with its numbers it would take ten times as much."""
+    config = {"dim": 288, "hidden_dim": 2, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "vocab_size": 4000,
+              "seq_len": 8, "shared_classifier": False}
+    leaves = Leaves(config)
+    numbers = bits([random.Random(1).gauss(0, 1) for _ in range(288)])
+    first = leaves.index(Row("classifier", 0, 0))
+    tree = merkle.MerkleTree()
+    tree.append(merkle.leaf_hash(events.encode(config)))
+    for _ in range(1, first):
+        tree.append(merkle.leaf_hash(b""))
+    for _ in range(4000):
+        tree.append(merkle.leaf_hash(numbers))
+    x = bits([1.0] * 288)
+    logits = to_bytes([llama2.ARITHMETIC["exact"].dot(from_bytes(numbers), from_bytes(x))] * 4000)
+    header = {"format": events.FORMAT, "model": "0" * 64, "weights": tree.root().hex(), "config": config,
+              "tokenizer": "0" * 64, "arithmetic": "exact", "rng": "xorshift64*", "temperature": 0.0, "p_value": 0.9,
+              "seed": 1, "steps": 1, "level": "op", "prompt": "", "tokens": [1]}
+    layout = events.Layout(header)
+    before = [events.encode({**layout.place(i), "sha256": sha256(x)}) for i in range(1, layout.lines)]
+    step = {"pos": 0, "token": 1, "next": 2, "text": ""}
+    logs = [forge(tmp_path / claim[:1], [events.encode(header), *before, events.encode({**step, "logits": claim})])
+            for claim in (sha256(logits), "5" * 64)]
+    (tmp_path / "values").write_bytes(messages.write_values(layout.lines, [x], b""))
+    one = {"tensor": "classifier", "layer": 0, "row": 0, "values": messages.base64_of(numbers), "path": []}
+    with open(tmp_path / "rows", "wb") as file:
+        path = events.encode([h.hex() for h in tree.inclusion_proof(0)])
+        file.write(messages.ROWS + b'"config":' + path + b',"rows":[')
+        for row in range(4000):
+            path = [h.hex() for h in tree.inclusion_proof(first + row)]
+            file.write(b"," * (row > 0) + events.encode({**one, "row": row, "path": path}))
+        file.write(b"]}\n")
+    _, small = measured("ask", *logs)
+    last, megabytes = measured("judge", *logs, tmp_path / "rows", tmp_path / "values")
+    assert last == "A is right"
+    assert megabytes <= small + 10
+
+
+# ----------------------------------------------------------------------------
+# Many liars
+
+
+def mutated(rng, data):
+    """A message with a few bytes changed, taken out, put in or moved."""
+    data = bytearray(data)
+    for _ in range(rng.randint(1, 3)):
+        start = rng.randrange(len(data) + 1)
+        stop = min(len(data), start + rng.choice([1, 1, 2, 8, 100, 10**6]))
+        what = rng.randrange(6)
+        if what == 0 and start < len(data):
+            data[start] ^= 1 << rng.randrange(8)
+        elif what == 1:
+            del data[start:stop]
+        elif what == 2:
+            data[start:start] = rng.choice([b"0", b"1", b'"', b",", b"[", b"]", b"{}", b"AAAA", b"\n", b"null", b"-1",
+                                            b"\xff"])
+        elif what == 3:
+            data[start:start] = data[start:stop]
+        elif what == 4:
+            numbers = list(re.finditer(rb":[0-9]+", data))
+            chosen = rng.choice(numbers) if numbers else None
+            if chosen:
+                data[chosen.start():chosen.end()] = b":%d" % rng.choice([0, 1, 2, 15, 16, 2**32, 2**64])
+        else:
+            names = list(re.finditer(rb'"(wq|wk|wv|wo|w1|w2|w3|rms_att|rms_ffn|rms_final|embedding|classifier)"', data))
+            chosen = rng.choice(names) if names else None
+            if chosen:
+                data[chosen.start():chosen.end()] = rng.choice([b'"wq"', b'"w1"', b'"embedding"', b'"x"'])
+    return bytes(data)
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_a_mutated_message_makes_no_honest_log_lose(run, evidence, count):
+    _, _, lines, _ = run
+    rng = random.Random(count)
+    cases = []
+    for kind in KINDS[:-2]:
+        index = at(kind, 3)
+        truth = evidence(index)
+        inputs, honest = truth.replay.inputs(), truth.replay.output()
+        false = changed(honest, [0, 3])
+        dispute = disputes.Dispute(*[formats.read(claiming(run, index, f"{name}.trace", data))
+                                     for name, data in (("a", honest), ("b", false))])
+        sent = [messages.write_values(index, inputs, honest), messages.write_values(index, inputs, false),
+                messages.write_values(index, [], false)]
+        if dispute.task.tensor:
+            sent.append(rows_message(truth, rows_of(dispute)))
+            sent.append(rows_message(truth, rows_of(dispute)[:4]))
+        cases.append((dispute, sent))
+    refusals = 0
+    for _ in range(count):
+        dispute, sent = rng.choice(cases)
+        some = [mutated(rng, data) if rng.random() < 0.5 else data for data in sent if rng.random() < 0.7]
+        evidence, refused = heard(dispute, some)
+        refusals += len(refused)
+        found = judging.judge(evidence)
+        assert isinstance(found, Needed) or found.conclusion in (Conclusion.A_RIGHT, Conclusion.B_WRONG)
+    assert refusals > count / 2
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_two_liars_are_never_right(run, evidence, count):
+    rng = random.Random(count)
+    kinds = KINDS[:-2]
+    truths = {kind: evidence(at(kind, 3)) for kind in kinds}
+    seen = set()
+    for _ in range(count):
+        kind = rng.choice(kinds + 2 * list(PRODUCTS))
+        index, truth = at(kind, 3), truths[kind]
+        inputs, honest = truth.replay.inputs(), truth.replay.output()
+        n = len(honest) // 4
+        lies = [rng.sample(range(n), rng.randint(1, 3)) for _ in range(2)]
+        outputs = [changed(honest, elements, rng.choice([1.0, -30.0, 7.0])) for elements in lies]
+        if outputs[0] == outputs[1]:
+            continue
+        dispute = disputes.Dispute(*[formats.read(claiming(run, index, f"liar {name}.trace", data))
+                                     for name, data in zip("ab", outputs, strict=True)])
+        sent = [messages.write_values(index, inputs, b"")]
+        sent += [messages.write_values(index, [], data) for data in outputs if rng.random() < 0.8]
+        rows = rows_of(dispute)
+        if rows:
+            sent.append(rows_message(truth, rng.choice([rows, rng.sample(rows, rng.randint(1, min(9, len(rows))))])))
+        rng.shuffle(sent)
+        evidence, refused = heard(dispute, sent)
+        assert not refused
+        found = judging.judge(evidence)
+        seen.add(type(found) if isinstance(found, Needed) else found.conclusion)
+        if isinstance(found, Ruling):
+            assert found.conclusion not in (Conclusion.A_RIGHT, Conclusion.B_RIGHT)
+            assert (found.conclusion == Conclusion.NEITHER_RIGHT) == evidence.is_whole()
+    assert {Conclusion.NEITHER_RIGHT, Conclusion.A_WRONG, Conclusion.B_WRONG, Needed} <= seen
