@@ -39,7 +39,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, zip_longest
-from math import inf, isfinite, pi, sqrt
+from math import inf, isfinite, sqrt
 from operator import add, mul, sub
 from struct import unpack_from
 from typing import Any
@@ -48,6 +48,7 @@ from llama2_py import console
 from llama2_py.engine.arithmetic import ARITHMETIC, Arithmetic, R, r, running_sums
 from llama2_py.engine.checkpoint import Config
 from llama2_py.engine.coins import GENERATORS
+from llama2_py.engine.frequencies import frequencies
 from llama2_py.engine.merging import merge
 from llama2_py.engine.models import open_checkpoint
 from llama2_py.engine.rows import free_memory, split, unpacked_size
@@ -77,29 +78,8 @@ def softmax(A: Arithmetic, x: Sequence[float]) -> tuple[float, ...]:
 def rope_angles(A: Arithmetic, pos: int, config: Config) -> tuple[list[float], list[float]]:
     """The cosines and sines, (hs / 2) each, of the angles by which a position turns the pairs of a head:
     pos / theta^(2i / hs), where theta is 10000, unless the config says otherwise."""
-    hs = config.head_size
-    frequencies = [r(1.0 / A.pow(r(config.rope_theta), r(2 * i / hs))) for i in range(hs // 2)]
-    if config.rope_scaling:
-        frequencies = [scaled_frequency(f, **config.rope_scaling) for f in frequencies]
-    angles = [r(pos * f) for f in frequencies]
+    angles = [r(pos * f) for f in frequencies(A, config)]
     return [A.cos(a) for a in angles], [A.sin(a) for a in angles]
-
-
-def scaled_frequency(f: float, factor: float, low_freq_factor: float | None = None, high_freq_factor: float = 0.0,
-                     original_max_position_embeddings: int = 0) -> float:
-    """A frequency of RoPE in a model whose context was lengthened after its training: positions shrink by the factor.
-    In Llama 3 only long waves do, short ones stay, and between the two limits one passes into the other."""
-    slow = r(f / r(factor))
-    if low_freq_factor is None:
-        return slow
-    low, high, original = r(low_freq_factor), r(high_freq_factor), r(original_max_position_embeddings)
-    wavelength = r(r(2 * pi) / f)
-    if wavelength < r(original / high):
-        return f
-    if wavelength > r(original / low):
-        return slow
-    s = r(r(r(original / wavelength) - low) / r(high - low))
-    return r(r(r(r(1.0 - s) * f) / r(factor)) + r(s * f))
 
 
 def rope(x: Sequence[float], cos: list[float], sin: list[float]) -> tuple[float, ...]:
@@ -494,8 +474,8 @@ class Drafted:
 
 def generate(transformer: Transformer | Drafted, tokenizer: Tokenizer, sampler: Sampler, prompt: Sequence[int],
              steps: int, observe: Callable | None = None, logits: bool = False) -> Iterator[Step]:
-    """Yield a Step for each position, until there are `steps` of them or a token comes that ends a text: BOS, in a file of
-    llama2.c.
+    """Yield a Step for each position, until there are `steps` of them or a token comes that ends a text: BOS, if the
+    model is a file of llama2.c.
 
     prompt is encoded, and has one token at least. observe sees every operation before its step is yielded; logits=True
     asks for the logits within the prompt too.

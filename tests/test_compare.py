@@ -5,7 +5,6 @@ import math
 import os
 import random
 import re
-import shutil
 import struct
 import subprocess
 
@@ -17,7 +16,7 @@ import llama2
 from llama2_py import command as command_line
 from llama2_py.doctor import numbers
 from llama2_py.engine.checkpoint import Config
-from tests.helpers import HERE, bits, command, failure, forward_definition, read_lines, rounded
+from tests.helpers import bits, command, failure, forward_definition, read_lines, rounded
 
 
 def npy(path, rows, descr="<f4", fortran=False, shape=None, form="<{}f", version=b"\1\0"):
@@ -364,50 +363,13 @@ def test_arrays_go_through_links_and_into_devices(run, tmp_path, capfdbinary):
     assert os.path.islink(tmp_path / "link.npy")
     assert reader.communicate()[0] == (tmp_path / "real.npy").read_bytes() != b"old"
     path = tmp_path / "none" / "a.npy"
-    assert failure(capfdbinary, *run[0], "--logits", path).startswith(f"{path}: cannot be written")
+    assert failure(capfdbinary, *run[0], "--logits", path).startswith(f"{path}: the folder {tmp_path}")
 
 
 def test_fewer_steps_are_compared_as_far_as_they_go(run, tmp_path, capfdbinary):
     path = npy(tmp_path / "a.npy", run[1][:4])
     code, out, err = command(capfdbinary, *run[0], "--compare", path)
     assert code == 0 and b"logits of 4 steps" in out
-
-
-WRITERS = {  # language: what stands around the README's function, the command that runs it
-    "c": ("#include <stdio.h>\n%sint main() { float x[] = {1, 2.5, -3}; FILE *f = fopen(\"out\", \"wb\");\n"
-          "record(f, 1, 0, \"q\", x, 3); record(f, 1, -1, \"logits\", x, 2); return 0; }", "gcc x.c -o x && ./x"),
-    "rust": ("use std::io::Write;\n%sfn main() { let mut f = std::fs::File::create(\"out\").unwrap();\n"
-             "let x = [1f32, 2.5, -3.0]; record(&mut f, 1, 0, \"q\", &x).unwrap();\n"
-             "record(&mut f, 1, -1, \"logits\", &x[..2]).unwrap(); }", "rustc x.rust -o x && ./x"),
-    "go": ("package main\nimport (\"encoding/binary\"; \"fmt\"; \"io\"; \"os\")\n%sfunc main() {\n"
-           "f, _ := os.Create(\"out\"); x := []float32{1, 2.5, -3}; record(f, 1, 0, \"q\", x)\n"
-           "record(f, 1, -1, \"logits\", x[:2]) }", "mv x.go main.go && go run main.go"),
-    "javascript": ("const fs = require(\"fs\");\n%sconst fd = fs.openSync(\"out\", \"w\");\n"
-                   "const x = new Float32Array([1, 2.5, -3]); record(fd, 1, 0, \"q\", x);\n"
-                   "record(fd, 1, -1, \"logits\", x.subarray(0, 2));", "node x.javascript"),
-    "zig": ("const std = @import(\"std\");\n%spub fn main() !void { var buffer: [99]u8 = undefined;\n"
-            "var w = std.Io.Writer.fixed(&buffer); const x = [_]f32{ 1, 2.5, -3 };\n"
-            "try record(&w, 1, 0, \"q\", &x); try record(&w, 1, -1, \"logits\", x[0..2]);\n"
-            "std.debug.print(\"{s}\", .{w.buffered()}); }", "zig run x.zig 2> out"),
-    "numpy": ("import numpy\n%swith open(\"out\", \"wb\") as f:\n    x = numpy.array([1, 2.5, -3])\n"
-              "    record(f, 1, 0, \"q\", x)\n    record(f, 1, -1, \"logits\", x[:2])", "python3 x.numpy"),
-}
-
-
-@pytest.mark.parametrize("language", WRITERS)
-def test_the_writers_of_the_readme_write_records(tmp_path, language):
-    with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
-        function = re.search(rf"```{language}\n(.*?)```", file.read(), re.S)[1]
-    program, run = WRITERS[language]
-    tool = {"c": "gcc", "rust": "rustc", "javascript": "node", "numpy": "python3"}.get(language, language)
-    if shutil.which(tool) is None or language == "numpy" and subprocess.run([tool, "-c", "import numpy"],
-                                                                            capture_output=True).returncode:
-        pytest.skip(f"no {tool if language != 'numpy' else language} here")
-    (tmp_path / f"x.{language}").write_text(program.replace("%s", function, 1))
-    cache = {"GOCACHE": str(tmp_path / "cache"), "GO111MODULE": "off"}
-    subprocess.run(run, shell=True, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, **cache})
-    assert (tmp_path / "out").read_bytes() == (
-        b"1 0 q 3\n" + struct.pack("<3f", 1, 2.5, -3) + b"1 -1 logits 2\n" + struct.pack("<2f", 1, 2.5))
 
 
 @given(st.binary(max_size=150))

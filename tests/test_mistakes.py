@@ -13,7 +13,7 @@ import llama2
 from llama2_py.doctor import compare, constants, diagnosis, mistakes, noise, numbers
 from llama2_py.doctor import operations, report, search, singles
 from llama2_py.engine import graph, workers
-from llama2_py.engine.checkpoint import Checkpoint
+from llama2_py.engine.checkpoint import Checkpoint, Config
 from tests.helpers import make_checkpoint, run_forward
 
 TOKENS = [1, 17, 5, 40, 23, 17, 31, 8, 44, 2, 19, 36]
@@ -649,9 +649,10 @@ def test_a_rounding_that_explains_the_first_step_and_no_other_is_not_named(path)
 
 
 def test_a_constant_that_is_only_near_is_about():
-    assert constants.named(constants.EPSILON, 1e-6, 9.4e-7) == "epsilon is 1e-06, not 1e-05"
-    assert constants.named(constants.EPSILON, 1e-7, 1.6e-7) == "epsilon is about 1e-07, not 1e-05"
-    assert constants.named(constants.EPSILON, 0.0, 1e-9).startswith("epsilon is 0, or so small")
+    CONFIG = Config(16, 24, 2, 4, 2, 280, 4)
+    assert constants.named(constants.EPSILON, 1e-6, 9.4e-7, CONFIG) == "epsilon is 1e-06, not 1e-05"
+    assert constants.named(constants.EPSILON, 1e-7, 1.6e-7, CONFIG) == "epsilon is about 1e-07, not 1e-05"
+    assert constants.named(constants.EPSILON, 0.0, 1e-9, CONFIG).startswith("epsilon is 0, or so small")
 
 
 def test_one_logit_alone_can_be_wrong(path, tmp_path):

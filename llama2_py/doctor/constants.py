@@ -2,7 +2,7 @@
 
     value = EPSILON.measure(operations, "ffn_norm", places)    # 9.8e-07
     for candidate in nearby(value):                            # 0, 1e-06, 1e-06, 9.8e-07
-        mistake = EPSILON.mistake(candidate)                   # to be tried, like any other
+        mistake = EPSILON.mistake(candidate, config)           # to be tried, like any other
 """
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from llama2_py.doctor.mistakes import NORM_OPS, ROPE, Kind, Mistake
 from llama2_py.doctor.operations import Operations
+from llama2_py.engine.checkpoint import Config
 from llama2_py.engine.rows import split
 
 Places = Iterable[tuple[int | None, int, Sequence[float]]]  # (layer, position, another program's result)
 
-# A name says "about" if the number that fits is farther than this part of itself from what was measured. (Epsilons of
-# 1e-6 were measured as 8.9e-7 to 1.1e-6.)
+# A name says "about" if the number that fits is farther than this part of itself from what was measured.
 ABOUT = 0.2
 DIGITS = 9               # that a float32 has at most
 SMALLEST_ANGLE = 1e-6    # radians: of a smaller one too few digits are left
@@ -37,27 +37,27 @@ def nearby(value: float) -> list[float]:
 # Mistakes with a constant
 
 
-def epsilon_is(value: float) -> Kind:
+def epsilon_is(value: float, config: Config) -> Kind:
     """Another epsilon."""
     small = "" if value else ", or so small that it makes no difference here"
 
     class Epsilon(Mistake):
-        name = f"epsilon is {value:g}{small}, not 1e-05"
+        name = f"epsilon is {value:g}{small}, not {config.norm_epsilon:g}"
         changes = NORM_OPS
         epsilon = value
     return Epsilon
 
 
-def theta_is(value: float) -> Kind:
+def theta_is(value: float, config: Config) -> Kind:
     """Another base of RoPE's frequencies."""
     class Theta(Mistake):
-        name = f"RoPE's theta is {value:g}, not 10000"
+        name = f"RoPE's theta is {value:g}, not {config.rope_theta:g}"
         changes = ROPE
         theta = value
     return Theta
 
 
-def scale_is(value: float) -> Kind:
+def scale_is(value: float, config: Config) -> Kind:
     """Another factor of the scores."""
     class Scale(Mistake):
         name = f"scores are multiplied by {value:g}, not by 1/sqrt(hs)"
@@ -129,7 +129,7 @@ def measure_scale(operations: Operations, op: str, places: Places) -> float | No
 
 class Constant(NamedTuple):
     """A constant."""
-    mistake: Callable[[float], Kind]           # a value -> the mistake
+    mistake: Callable[[float, Config], Kind]   # a value, and the model's config -> the mistake
     measure: Callable[[Operations, str, Places], float | None]  # None: these places do not show it
     grid: Sequence[float]                      # where to look for it first
     additive: bool                             # is it searched by differences, or else by ratios?
@@ -145,8 +145,8 @@ CONSTANTS = (EPSILON, THETA, SCALE)
 CONSTANT_OF = {**dict.fromkeys(NORM_OPS, EPSILON), **dict.fromkeys(ROPE, THETA), "weights": SCALE}
 
 
-def named(constant: Constant, candidate: float, value: float) -> str:
-    """The name of a constant, by a number that fits; "about" if what was measured is not that near."""
-    name = constant.mistake(candidate).name
+def named(constant: Constant, candidate: float, value: float, config: Config) -> str:
+    """The name of a constant of a model, by a number that fits; "about" if what was measured is not that near."""
+    name = constant.mistake(candidate, config).name
     near = not candidate or abs(candidate - value) < ABOUT * candidate
     return name if near else name.replace("is ", "is about ", 1)

@@ -18,6 +18,7 @@ from llama2_py.doctor.constants import CONSTANT_OF, EPSILON, Constant, named, ne
 from llama2_py.doctor.mistakes import FORMATS, ROPE, Format, Kind, both, known
 from llama2_py.doctor.operations import SMALLEST, UNLIKELY_ONE, Operations, judge, rms
 from llama2_py.doctor.singles import Seen, single_logits
+from llama2_py.engine.checkpoint import Config
 from llama2_py.engine.graph import NORMS, PRODUCTS
 
 # Results are in a format of few bits if all of them are such numbers, and off by no more than so many times half the
@@ -160,18 +161,21 @@ class AmongOperations:
         constant = CONSTANT_OF.get(op)
         if constant is None:
             return False
+        config = self.shard.config
         alike = [other for other in self.judged if CONSTANT_OF.get(other) is constant]
         wrong = [other for other in alike if other in self.wrong]
         for value in self.measured(constant, op, wrong):
-            mended = {v: [other for other in wrong if self.explains(constant.mistake(v), other)] for v in nearby(value)}
+            mended = {v: [other for other in wrong if self.explains(constant.mistake(v, config), other)]
+                      for v in nearby(value)}
             ops = max([found for found in mended.values() if op in found], key=len, default=None)
             if ops is None:
                 continue
             fit = [v for v, found in mended.items() if found == ops]
-            text = constant_text(constant, fit, value)
+            text = constant_text(constant, fit, value, self.shard.config)
             if len(ops) < len(wrong):  # the others are wrong, too: perhaps by this constant and more
                 text += f" (in {', '.join(ops)})"
-            elif not all(other in wrong or self.explains(constant.mistake(fit[0]), other) for other in alike):
+            elif not all(other in wrong or self.explains(constant.mistake(fit[0], config), other)
+                         for other in alike):
                 text += f" (in {', '.join(ops)} alone)"
             self.whole[text] = ops
             return True
@@ -239,7 +243,7 @@ class AmongOperations:
 
     def in_some_layers(self, op: str) -> list[str]:
         """Mistakes that are made in some layers alone."""
-        layers = {l for is_wrong, l, _ in self.wrong[op] if is_wrong}
+        layers = {l for is_wrong, l, _ in self.wrong[op] if is_wrong and l is not None}
         if len(layers) == len({l for _, l, _ in self.wrong[op]}):
             return []
         where = f"(in layer {', '.join(map(str, sorted(layers)))} alone)"
@@ -269,7 +273,8 @@ class AmongOperations:
         found = []
         places = [(l, pos, self.get(op, l, pos)) for _, l, pos in self.wrong[op]]
         for formula in self.candidates:
-            if op not in formula.changes or formula.rough or formula.replaces & constant.mistake(1.0).replaces:
+            both_at_once = formula.replaces & constant.mistake(1.0, self.shard.config).replaces
+            if op not in formula.changes or formula.rough or both_at_once:
                 continue
             try:
                 value = constant.measure(formula(self.shard, self.tokens, self.get), op, places)
@@ -278,9 +283,10 @@ class AmongOperations:
             if value is None or not isfinite(value):
                 continue
             for candidate in nearby(value):
-                mistake = both(formula, constant.mistake(candidate))
+                mistake = both(formula, constant.mistake(candidate, self.shard.config))
                 if self.explains(mistake, op):
-                    mistake.name = f"{formula.name}; and {named(constant, candidate, value)}"
+                    right = named(constant, candidate, value, self.shard.config)
+                    mistake.name = f"{formula.name}; and {right}"
                     found.append(mistake)
                     break
         return self.texts_of(found, op)
@@ -343,11 +349,11 @@ def one_of(texts: Sequence[str]) -> str:
     return "; or ".join(texts[:NAMES]) + ("; or .." if len(texts) > NAMES else "")
 
 
-def constant_text(constant: Constant, fit: Sequence[float], value: float) -> str:
+def constant_text(constant: Constant, fit: Sequence[float], value: float, config: Config) -> str:
     """The name of a constant that was measured as a value, by the numbers that fit."""
     if constant is EPSILON and fit[0] == 0.0 and len(fit) > 1:
-        return f"epsilon is smaller than 1e-05, 0 to {max(fit):g}"
-    return named(constant, fit[0], value)
+        return f"epsilon is smaller than {config.norm_epsilon:g}, 0 to {max(fit):g}"
+    return named(constant, fit[0], value, config)
 
 
 def elements_text(op: str, off: set[tuple[int | None, int]]) -> str:

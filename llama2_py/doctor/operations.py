@@ -23,6 +23,7 @@ from itertools import chain
 from math import exp, fsum, hypot, sqrt
 from operator import add, mul, sub
 
+from llama2_py.engine.frequencies import scaled
 from llama2_py.engine.graph import NORMS, PRODUCTS, sequence
 from llama2_py.engine.rows import split
 
@@ -93,12 +94,16 @@ class Operations:
     get(op, layer, pos) gives the result of another operation, or None if there is none; then this one has none either.
     """
 
-    epsilon = 1e-5
-    theta = 10000.0
+    epsilon: float | None = None  # another one than the model's
+    theta: float | None = None
 
     def __init__(self, shard, tokens: Sequence[int], get: Callable):
         self.shard, self.config, self.tokens, self.given = shard, shard.config, tokens, get
         self.hs, self.group = shard.config.head_size, shard.group
+        if self.epsilon is None:
+            self.epsilon = shard.config.norm_epsilon
+        if self.theta is None:
+            self.theta = shard.config.rope_theta
         self.products: dict = {}  # of the current position, before RoPE: (op, layer) -> values
         self.dots: dict = {}      # of the current position: (layer, head) -> position, query times each visible key
         self.kept: dict = {}      # of the current position: ("k" or "v", layer, head) -> position, and history's result
@@ -213,7 +218,7 @@ class Operations:
 
     def frequency(self, i):
         """By how much pair i turns from one position to the next."""
-        return self.theta ** (-2 * i / self.hs)
+        return scaled(self.theta ** (-2 * i / self.hs), self.config.rope_scaling, float)
 
     def position(self, pos):
         """The position that RoPE turns by."""

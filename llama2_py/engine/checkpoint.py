@@ -53,8 +53,9 @@ class Config:
     def described(self) -> dict:
         """What a trace's header says of the model: its shape, then those of its constants that are not llama2.c's."""
         values = {**vars(self), "head_size": self.head_size, "eos": list(self.eos)}
-        usual = {"head_size": self.dim / self.n_heads if self.head_dim else self.head_size, "norm_epsilon": 1e-05, "rope_theta": 10000.0,
-                 "rope_scaling": None, "bos": 1, "eos": [2]}
+        usual_size = self.dim / self.n_heads if self.head_dim else self.head_size
+        usual = {"head_size": usual_size, "norm_epsilon": 1e-05, "rope_theta": 10000.0, "rope_scaling": None, "bos": 1,
+                 "eos": [2]}
         different = [name for name, value in usual.items() if values[name] != value]
         return {name: values[name] for name in [*SHAPE, *different]}
 
@@ -122,7 +123,7 @@ class Checkpoint:
     """
 
     MAGIC = 0x616B3432  # "ak42": version 1 or later; version 0 has no magic
-    ends = (1,)         # the tokens that end a run: BOS, with which another text would begin
+    ends: tuple[int, ...] = (1,)  # the tokens that end a run: BOS, with which another text would begin
 
     def __init__(self, path: str):
         self.path = path

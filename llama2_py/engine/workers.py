@@ -71,7 +71,8 @@ class Shard:
     """One process's part of the model: its rows of the weights, and the keys and values of its heads. A model in one
     process is shard 0 of 1."""
 
-    def __init__(self, checkpoint: AnyCheckpoint, A: Arithmetic, forward: Callable, index: int, count: int, unpacked: bool):
+    def __init__(self, checkpoint: AnyCheckpoint, A: Arithmetic, forward: Callable, index: int, count: int,
+                 unpacked: bool):
         self.checkpoint, self.arithmetic, self.config = checkpoint, A, checkpoint.config
         self.run_pass, self.first = forward, index == 0
         c, hs = self.config, self.config.head_size
