@@ -114,12 +114,14 @@ def measure_scale(operations: Operations, op: str, places: Places) -> float | No
     scale = None
     for l, pos, y in places:
         for h, p in enumerate(split(y, pos + 1)):
-            scores = operations.scores(l, pos, h)
-            for t in range(1, pos + 1):
-                difference = (scores[0] - scores[t]) / operations.scale()
-                if min(p[0], p[t]) > SMALLEST_WEIGHT and abs(difference) > largest:
+            visible = operations.visible(pos)
+            seen = list(zip([p[t] for t in visible], operations.scores(l, pos, h), strict=True))
+            for weight, score in seen[1:]:
+                first, first_score = seen[0]
+                difference = (first_score - score) / operations.scale()
+                if min(first, weight) > SMALLEST_WEIGHT and abs(difference) > largest:
                     largest = abs(difference)
-                    scale = math.log(p[0] / p[t]) / difference
+                    scale = math.log(first / weight) / difference
     return scale
 
 
