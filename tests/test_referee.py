@@ -607,9 +607,15 @@ def test_a_row_must_have_its_tensors_columns(run, evidence, kind, columns):
 # ----------------------------------------------------------------------------
 # Memory
 
-MEASURE = """import resource, sys
+SLACK = 4  # megabytes: repeated measurements differ by less than 1; rows that are kept take 9
+
+# The command runs in the child of a small process: getrusage counts what a process had before it became another program,
+# and that would be these tests' own memory
+MEASURE = """import resource, subprocess, sys
+if sys.argv[1] != "here":
+    sys.exit(subprocess.run([sys.executable, "-c", sys.orig_argv[2], "here", *sys.argv[1:]]).returncode)
 from llama2_py import trace_command
-code = trace_command.main(sys.argv[1:])
+code = trace_command.main(sys.argv[2:])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10))
 sys.exit(code)"""
 
@@ -635,7 +641,7 @@ def test_a_header_with_many_layers_costs_nothing(tmp_path, n_layers):
     small = measured("ask", *with_config(tmp_path))
     last, megabytes = measured("ask", *with_config(tmp_path, n_layers=n_layers))
     assert last == "  trace.py rows CHECKPOINT embedding 0 1"
-    assert megabytes <= small[1] + 10
+    assert megabytes <= small[1] + SLACK
 
 
 @pytest.mark.parametrize("change", [{"n_layers": 2**24}, {"dim": 0}, {"vocab_size": 2**40}, {"n_heads": 3},
@@ -680,7 +686,7 @@ def test_the_rows_of_a_silent_party_take_no_memory(tmp_path):
     _, small = measured("ask", *logs)
     last, megabytes = measured("judge", *logs, tmp_path / "rows", tmp_path / "values")
     assert last == "A is right"
-    assert megabytes <= small + 10
+    assert megabytes <= small + SLACK
 
 
 # ----------------------------------------------------------------------------
