@@ -609,8 +609,8 @@ def test_a_row_must_have_its_tensors_columns(run, evidence, kind, columns):
 
 SLACK = 4  # megabytes: repeated measurements differ by less than 1; rows that are kept take 9
 
-# The command runs in the child of a small process: getrusage counts what a process had before it became another program,
-# and that would be these tests' own memory
+# The command runs in the child of a small process: getrusage counts what a process had before it became another
+# program, and that would be the memory of these tests
 MEASURE = """import resource, subprocess, sys
 if sys.argv[1] != "here":
     sys.exit(subprocess.run([sys.executable, "-c", sys.orig_argv[2], "here", *sys.argv[1:]]).returncode)
