@@ -1,4 +1,4 @@
-"""Tests of page.py, page.html and page.js: what is in a page, and, in a browser, what it computes, shows and refuses."""
+"""Tests of page.py, page.html and page.js: what a page holds, and what it computes, shows and refuses in a browser."""
 import base64
 import hashlib
 import json
@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.helpers import MODEL, command, edit, failure, forge, read_lines
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here to open the page in")
+PROFILE = tempfile.TemporaryDirectory()  # the browser's, which starts faster where it has been
 DARK = "--blink-settings=preferredColorScheme=0"
 SCRIPT, MARKUP = page.source("page.js"), page.source("page.html")
 MULTILINGUAL = "Grüße, שלום 😀. One day"
@@ -40,7 +42,7 @@ def run_browser(text, folder, *flags, fragment=""):
     """Open a text as a page that leaves a <pre id="result"> of base64 -> what it left; the console must be silent."""
     (folder / "trial.html").write_text(text, encoding="utf-8")
     done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
-                           f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000", *flags,
+                           f"--user-data-dir={PROFILE.name}", "--virtual-time-budget=20000", *flags,
                            "--window-size=1000,800", "--dump-dom", f"file://{folder / 'trial.html'}{fragment}"],
                           capture_output=True, timeout=100)
     console = [line for line in done.stderr.decode(errors="replace").splitlines() if "CONSOLE" in line]
@@ -59,7 +61,7 @@ def browse(path, script, folder, *flags, fragment=""):
     return run_browser(path.read_text(encoding="utf-8") + trial, folder, *flags, fragment=fragment)
 
 
-def browse_frames(texts, script, folder, width=1000, *flags):
+def browse_frames(texts, script, folder, width=1000):
     """Open pages beside each other, run a script on each one's window and document -> what it returned, for each."""
     frames = [base64.b64encode(text.encode()).decode() for text in texts]
     return run_browser("""<!DOCTYPE html><body><script>
@@ -80,7 +82,7 @@ def browse_frames(texts, script, folder, width=1000, *flags):
             document.body.append(frame);
         });
         </script>""".replace("FRAMES", json.dumps(frames)).replace("SCRIPT", script).replace("WIDTH", str(width))
-                       .replace("LEAVE", LEAVE), folder, *flags)
+                       .replace("LEAVE", LEAVE), folder)
 
 
 def tell(path, *options):
@@ -355,11 +357,11 @@ def no_attention(data):
 
 
 def other_sibling(data):
-    data["leaves"][20] = "0" * 64
+    data["leaves"][12] = "0" * 64
 
 
 def other_head(data):
-    data["head"] = "31:" + "0" * 64
+    data["head"] = "15:" + "0" * 64
 
 
 def fewer_lines(data):
@@ -373,7 +375,7 @@ def after_the_end(data):
 
 
 def more_steps(data):
-    data["lines"][0] = data["lines"][0].replace('"steps":30', '"steps":20')
+    data["lines"][0] = data["lines"][0].replace('"steps":14', '"steps":10')
     relit(data)
 
 
@@ -385,19 +387,19 @@ ATTACKS = {
     "an edited text": (changed_line(8, '"text":"', '"text":"x'), "Step 7: its line is not what its leaf says"),
     "an edited prompt": (changed_line(0, '"prompt":"Once', '"prompt":"Twice'), "line is not what its leaf says"),
     "an edited option": (changed_line(0, '"temperature":1.0', '"temperature":0.5'), "line is not what its leaf says"),
-    "an edited seed": (changed_line(0, '"seed":42', '"seed":43', True), "contradict its line's token"),
+    "an edited seed": (changed_line(0, '"seed":42', '"seed":997742', True), "contradict its line's token"),
     "an edited leaf": (other_sibling, "do not lead to the head"),
     "an edited head": (other_head, "do not lead to the head"),
-    "fewer lines": (fewer_lines, "does not fit 29 steps"),
+    "fewer lines": (fewer_lines, "does not fit 13 steps"),
     "a token that was not chosen before": (changed_line(8, '"token":', '"token":1', True), "reads another token"),
     "a token that was not given": (changed_line(1, '"next":', '"next":1', True), "not the one that was given"),
-    "a token outside of the vocabulary": (changed_line(30, '"next":', '"next":9999', True), "not in the vocabulary"),
+    "a token outside of the vocabulary": (changed_line(14, '"next":', '"next":9999', True), "not in the vocabulary"),
     "another position": (changed_line(8, '"pos":7', '"pos":8', True), "says that it is step 8"),
     "a field twice": (changed_line(8, '"text":"', '"text":"a","text":"', True), "its line is not one of a log"),
     "white space": (changed_line(8, '"pos":7', '"pos": 7', True), "its line is not one of a log"),
     "a header's field twice": (changed_line(0, '"prompt":', '"prompt":"a","prompt":', True), "no header"),
-    "a step after the end": (after_the_end, "Step 29: the run had ended before it"),
-    "more steps than the header has": (more_steps, "Step 20: the run had ended before it"),
+    "a step after the end": (after_the_end, "Step 13: the run had ended before it"),
+    "more steps than the header has": (more_steps, "Step 10: the run had ended before it"),
     "no log": (not_a_log, "cannot be read"),
     "the chosen token left out": (hide_chosen, "Step 9: its probabilities contradict"),
     "a coin that fell elsewhere": (make_chosen_sure, "Step 9: its probabilities contradict"),
@@ -420,13 +422,14 @@ OPTIONS = {
 def alarms(story, bytes_page, traces, tmp_path_factory):
     """name -> what a page shows: every attack, and honest pages of every kind."""
     folder = tmp_path_factory.mktemp("alarms")
-    honest = story[0].read_text(encoding="utf-8")
+    honest = tell(folder / "page.html", "-s", 42, "-n", 14, "-i", "Once upon")
     pages = {}
     for name, (change, _) in ATTACKS.items():
         data = data_of(honest)
         change(data)
         pages[name] = with_data(honest, data)
-    pages["the story"] = with_data(honest, data_of(honest))
+    pages["the story"] = story[0].read_text(encoding="utf-8")
+    pages["the same data"] = with_data(honest, data_of(honest))
     pages["bytes"] = bytes_page[0].read_text(encoding="utf-8")
     for name, options in OPTIONS.items():
         pages[name] = tell(folder / "page.html", *options)
@@ -439,8 +442,8 @@ def alarms(story, bytes_page, traces, tmp_path_factory):
         const clear = element => window.getComputedStyle(element).display === "none";
         return { alarm: $("alarm").innerText, hidden: clear($("alarm")), header: $("header").innerText,
                  why: $("s-next").innerText, coin: clear($("coin")), lens: $("s-lens").innerText,
-                 colour: window.getComputedStyle($("alarm")).backgroundColor, bad: document.querySelectorAll(".bad").length,
-                 now: $("now").innerText, pale: document.querySelectorAll(".cut").length };
+                 colour: window.getComputedStyle($("alarm")).backgroundColor,
+                 bad: document.querySelectorAll(".bad").length, pale: document.querySelectorAll(".cut").length };
         """, folder)
     return dict(zip(pages, shown, strict=True))
 
@@ -457,7 +460,7 @@ def test_a_page_that_contradicts_its_lines_is_an_alarm_in_colour_and_words(alarm
 @needs_browser
 def test_an_honest_page_is_no_alarm(alarms):
     assert {name: shown["alarm"] for name, shown in alarms.items() if name not in ATTACKS and not shown["hidden"]} == {}
-    assert sum(name not in ATTACKS for name in alarms) == 19
+    assert sum(name not in ATTACKS for name in alarms) == 20
 
 
 @needs_browser
@@ -550,12 +553,9 @@ def test_text_reads_as_itself_where_bytes_make_a_character(bytes_page, tmp_path)
     assert line["text"] == r"\xbc" and not result["raw"]
 
 
-def test_the_prompt_has_a_mark_of_each_script():
-    assert all(c in MULTILINGUAL for c in "üßש😀")
-
-
 WALK = """
-    const key = (at, name) => at.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
+    const key = (at, name) => at.dispatchEvent(
+        new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
     """
 
 
@@ -579,7 +579,8 @@ def test_walking_keeps_ones_place_and_the_fragment_names_the_token(story, tmp_pa
         const inText = [document.activeElement === tokens[9], chosen, location.hash];
         $("line").focus();
         key($("line"), "ArrowLeft");
-        result = { opened, onMap, onButton, inText, inLine: chosen, stops: tokens.filter(t => t.tabIndex === 0).length };
+        const stops = tokens.filter(token => token.tabIndex === 0).length;
+        result = { opened, onMap, onButton, inText, inLine: chosen, stops };
         """, tmp_path, fragment="#5")
     assert result["opened"] == [5, "#5"]
     focus, at, moved, scrolled = result["onMap"]
@@ -597,7 +598,8 @@ def test_it_opens_at_the_step_and_the_head_with_the_most_to_see(story, tmp_path)
         result = { opened, most, given, hash: location.hash, own: Math.max(...own), inner: Math.max(...inner) };
         """, tmp_path)
     drawn = result["most"][result["given"] - 1:]
-    assert result["opened"] == result["given"] - 1 + drawn.index(max(drawn)) and result["hash"] == f"#{result['opened']}"
+    assert result["opened"] == result["given"] - 1 + drawn.index(max(drawn))
+    assert result["hash"] == f"#{result['opened']}"
     assert max(drawn) > sum(drawn) / len(drawn) + 1 and result["own"] == result["inner"]
 
 
@@ -648,16 +650,20 @@ def test_attention_is_told_in_text_with_the_tokens_names(story, tmp_path):
     assert [float(value.split()[0]) for _, value in result["cells"]] == [
         pytest.approx(100 * result["weights"][t], abs=0.06) for t in order]
     assert result["clicked"] == [1, 5] and result["titles"] == 0
-    assert result["cell"].startswith("layer 1, head 5: ") and result["cell"].endswith(f"position 4, {result['names'][4]}")
+    value = re.fullmatch(rf"layer 1, head 5: ([\d.]+) % at position 4, {result['names'][4]}", result["cell"])[1]
+    assert float(value) == pytest.approx(100 * result["w"], abs=0.06)
 
 
 CONTRAST = """
     const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
-    const light = ([r, g, b]) => [0.2126 * r, 0.7152 * g, 0.0722 * b].reduce((sum, part, i) => {
-        const c = [r, g, b][i] / 255;
-        return sum + [0.2126, 0.7152, 0.0722][i] * (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    const light = colour => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
+        const c = colour[i] / 255;
+        return sum + weight * (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
     }, 0);
-    const contrast = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); };
+    const contrast = (a, b) => {
+        const [x, y] = [light(a), light(b)].sort((p, q) => q - p);
+        return (x + 0.05) / (y + 0.05);
+    };
     const ground = element => {
         for (let at = element; at; at = at.parentElement) {
             const colour = numbers(getComputedStyle(at).backgroundColor);
@@ -689,7 +695,8 @@ def test_every_text_and_the_chosen_row_have_a_contrast_of_4_5(story, tmp_path, f
             count++;
             if (ratio < 4.5 || opacity < 1) low.push([walker.currentNode.data, ratio, opacity]);
         }
-        const pixel = $("map").getContext("2d").getImageData(40, rowTop(layer, headNumber) * devicePixelRatio, 1, 1).data;
+        const top = rowTop(layer, headNumber) * devicePixelRatio;
+        const pixel = $("map").getContext("2d").getImageData(40, top, 1, 1).data;
         result = { dark: matchMedia("(prefers-color-scheme: dark)").matches, count, low,
                    row: contrast([...pixel], ground($("map"))) };
         """, tmp_path, *flags)

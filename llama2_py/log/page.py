@@ -45,16 +45,17 @@ class Page:
         self.sampler = sampler
         self.header = header
         self.log = KeptLog(header)
-        self.words: dict[int, str] = {}         # token -> its text, as a line of the log has it
+        self.words: dict[int, str] = {}           # token -> its text, as a line of the log has it
         self.steps: list[dict] = []
         self.outputs: list[Sequence[float]] = []  # of the current step's layers
-        self.weights = ""                       # of the current step, two digits each
+        self.weights = ""                         # of the current step, two digits each
         heads = header["config"]["n_layers"] * header["config"]["n_heads"]
         steps = header["steps"]
         size = heads * steps * (steps + 1)  # two digits for each weight
         if size > MAX_PAGE:
-            raise ValueError(f"{path}: the attention of {steps} steps would have {size} bytes, more than {MAX_PAGE}: take "
-                             f"at most {math.isqrt(MAX_PAGE // heads) - 1} (-n)")
+            most = math.isqrt(MAX_PAGE // heads) - 1
+            raise ValueError(f"{path}: the attention of {steps} steps would have {size} bytes, more than {MAX_PAGE}: "
+                             f"take at most {most} (-n)")
 
     def operation(self, layer: int | None, op: str, values: Sequence[float]) -> None:
         """Take an operation of the current step."""
@@ -76,7 +77,7 @@ class Page:
         self.outputs = []
         self.weights = ""
 
-    def _likeliest(self, logits, n):
+    def _likeliest(self, logits: Sequence[float], n: int) -> list[tuple[int, float]]:
         """The n likeliest tokens and their probabilities at temperature 1."""
         highest = max(logits)
         total = sum(map(math.exp, map(sub, logits, repeat(highest))))
@@ -85,7 +86,7 @@ class Page:
         largest = heapq.nlargest(n, zip(logits, range(0, -len(logits), -1), strict=True))  # the first of equal ones
         return [(-token, short(math.exp(value - highest) / total)) for value, token in largest]
 
-    def _choice(self, step):
+    def _choice(self, step: Any) -> dict:
         """The candidates of a step, [token, probability, kept by top-p?]; if one was drawn, also how many were kept,
         and what they total. (The page has the coin from the seed.)"""
         forced = step.pos + 1 < len(self.header["tokens"])
@@ -94,7 +95,8 @@ class Page:
         tokens, total, probabilities, _ = self.sampler.drawn
         kept = set(tokens)
         top = heapq.nlargest(TOP, zip(probabilities, range(0, -len(probabilities), -1), strict=True))
-        return {"top": [[-token, short(p), -token in kept] for p, token in top], "kept": len(kept), "total": short(total)}
+        candidates = [[-token, short(p), -token in kept] for p, token in top]
+        return {"top": candidates, "kept": len(kept), "total": short(total)}
 
     def finish(self) -> None:
         """Write the page."""
