@@ -34,7 +34,8 @@ def judged(op, theirs, inputs, l=0, pos=0, weight=(), matrix=(), heads=1):
                 len(matrix[0]) if matrix else 1, unpacked=True)
     for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3"):
         setattr(layer, name, rows)
-    config = SimpleNamespace(head_size=max(2, n // heads), n_heads=heads, n_kv_heads=heads, n_layers=1, dim=n)
+    config = SimpleNamespace(head_size=max(2, n // heads), n_heads=heads, n_kv_heads=heads, n_layers=1, dim=n,
+                             norm_epsilon=1e-5, rope_theta=10000.0, rope_scaling=None)
     shard = SimpleNamespace(config=config, group=1, layers=[layer], rms_final=weight)
     right = operations.Operations(shard, [1], lambda name, layer, t: inputs.get(name))
     y = right.result(op, l, pos)

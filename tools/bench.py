@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Measures this program, and prints a table for the README.
+"""Measures this program, and prints a table for docs/benchmarks.md.
 
-    python3 bench.py [PYTHON ...]    # on this Python, or on those given
+    python3 tools/bench.py [PYTHON ...]    # on this Python, or on those given
 """
 import contextlib
 import hashlib
@@ -20,15 +20,19 @@ import time
 from array import array
 from itertools import chain, repeat
 
-import llama2
-import merkle
-import referee
-import trace
-import workers
-from arithmetic import Exact
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project's folder
+sys.path.insert(0, HERE)
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-MODEL, TOKENIZER = os.path.join(HERE, "stories", "model.bin"), os.path.join(HERE, "stories", "tokenizer.bin")
+import llama2  # noqa: E402
+import merkle  # noqa: E402
+from llama2_py.engine.rows import Rows  # noqa: E402
+from llama2_py.engine.arithmetic import Exact, from_bytes, to_bytes  # noqa: E402
+from llama2_py.log import events, formats, writing  # noqa: E402
+from llama2_py.log.weights import Leaves, Row  # noqa: E402
+from llama2_py.referee.dispute import LoggedEvent, compute  # noqa: E402
+from llama2_py.referee.messages import base64_of, write_values  # noqa: E402
+
+MODEL = os.path.join(HERE, "llama2_py", "stories", "model.bin")
 # ----------------------------------------------------------------------------
 # Measuring. Every figure comes from a process of its own; the processes take turns, round by round, since machines are
 
@@ -37,7 +41,7 @@ def measure_speed(path, arithmetic, positions):
     """Steps, each beside the bare primitive over the same rows and beside the index loop over some of them."""
     with llama2.Transformer(path, arithmetic) as model:
         c, shard = model.config, model.shard
-        matrices = [rows for layer in shard.layers for rows in vars(layer).values() if isinstance(rows, workers.Rows)]
+        matrices = [rows for layer in shard.layers for rows in vars(layer).values() if isinstance(rows, Rows)]
         blocks = list(chain(*[rows.blocks for rows in [*matrices, shard.classifier]]))
         weights = sum(rows * columns * (1 if name == "classifier" else c.n_layers) for name, (_, rows, columns)
                       in model.checkpoint.tensors.items() if name == "classifier" or name.startswith("w"))
@@ -95,8 +99,8 @@ def measure_mapped(path, arithmetic, positions):
             model.forward(1, pos)
         alone, peak = (time.perf_counter() - begin) / (positions - 1), peak_memory()
         begin = time.perf_counter()
-        model.forward_chunk([1] * workers.CHUNK, positions)
-        together = (time.perf_counter() - begin) / workers.CHUNK
+        model.forward_chunk([1] * llama2.CHUNK, positions)
+        together = (time.perf_counter() - begin) / llama2.CHUNK
     return {"tok/s, mapped": 1 / alone, "tok/s, mapped, tokens known": 1 / together, "peak memory, mapped, MB": peak}
 
 
@@ -115,7 +119,7 @@ def measure_trace(path, arithmetic, positions, level):
     with llama2.Transformer(path, arithmetic) as model, tempfile.TemporaryDirectory() as folder:
         header = {"model": "", "tokenizer": "", "level": level}
         begin = time.process_time()
-        writer = trace.Writer(os.path.join(folder, "trace"), header)
+        writer = writing.Writer(os.path.join(folder, "trace"), header)
         operation, step = timed(writer.operation), timed(writer.step)
         for pos in range(positions):
             logits = model.forward(1, pos, None if level == "step" else operation)
@@ -182,19 +186,19 @@ def measure_referee(path, arithmetic, op, pos):
     """
     config = {"dim": 4096, "hidden_dim": 11008, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "vocab_size": 32000,
               "seq_len": 2048, "shared_classifier": False}
-    rng, leaves = random.Random(1), referee.Leaves(config)
+    rng, leaves = random.Random(1), Leaves(config)
 
     def vector(n):
         return struct.pack(f"<{n}f", *[rng.gauss(0, 1) for _ in range(n)])
 
     row, tree = vector(11008), merkle.MerkleTree()
-    opened = {0: referee.encode(config), leaves.index(referee.Row("w2", 31, 17)): row}
+    opened = {0: events.encode(config), leaves.index(Row("w2", 31, 17)): row}
     for i in range(leaves.size):
         tree.append(merkle.leaf_hash(opened.get(i, i.to_bytes(4, "big"))))
-    header = {"format": trace.FORMAT, "model": "0" * 64, "weights": tree.root().hex(), "config": config,
+    header = {"format": events.FORMAT, "model": "0" * 64, "weights": tree.root().hex(), "config": config,
               "tokenizer": "0" * 64, "arithmetic": "exact", "rng": "xorshift64*", "temperature": 0.0, "p_value": 0.9,
               "seed": 1, "steps": 200, "level": "op", "prompt": "", "tokens": [1]}
-    layout = trace.Layout(header)
+    layout = events.Layout(header)
     events = [header, *[layout.place(i) for i in range(1, layout.step(pos) + 1)]]
     for event in events[1:]:
         event.update({"sha256": "0" * 64} if "op" in event else {"token": 5 if event["pos"] else 1, "next": 5,
@@ -204,41 +208,41 @@ def measure_referee(path, arithmetic, op, pos):
     def log(name, claims):
         with open(name, "wb") as file:
             for i, event in enumerate(events):
-                file.write(trace.encode({**event, "sha256": claims[i]} if i in claims else event) + b"\n")
+                file.write(events.encode({**event, "sha256": claims[i]} if i in claims else event) + b"\n")
         return name
 
     with tempfile.TemporaryDirectory() as folder:
         a, b = (os.path.join(folder, name) for name in "ab")
-        task = referee.Event(trace.read(log(a, {})), index).task
+        task = LoggedEvent(formats.read(log(a, {})), index).task
         inputs = [vector(wanted.n) for wanted in task.inputs]
         claims = {wanted.event: hashlib.sha256(data).hexdigest()
                   for wanted, data in zip(task.inputs, inputs, strict=True)}
-        dispute = referee.Event(trace.read(log(a, claims)), index)
+        dispute = LoggedEvent(formats.read(log(a, claims)), index)
         result = vector(task.n)
-        if task.single:
-            (own,) = dispute.compute([referee.from_bytes(inputs[0])], [referee.from_bytes(row)], 17)
+        if task.is_product:
+            own = Exact.dot(from_bytes(inputs[0]), from_bytes(row))
             result = result[:68] + struct.pack("<f", own) + result[72:]
         else:
-            result = referee.to_bytes(dispute.compute(list(map(referee.from_bytes, inputs)), [], None))
+            result = to_bytes(compute(Exact, dispute.config, op, pos, list(map(from_bytes, inputs))))
         false = result[:68] + struct.pack("<f", 0.0) + result[72:]
         log(a, {**claims, index: hashlib.sha256(result).hexdigest()})
         log(b, {**claims, index: hashlib.sha256(false).hexdigest()})
-        messages = [referee.reveal_message(index, inputs, result if task.single else b"")]
-        if task.single:
-            messages.append(referee.reveal_message(index, [], false))
+        messages = [write_values(index, inputs, result if task.is_product else b"")]
+        if task.is_product:
+            messages.append(write_values(index, [], false))
             paths = [[h.hex() for h in tree.inclusion_proof(i)] for i in opened]
-            messages.append(referee.encode({"format": referee.ROWS["format"], "config": paths[0], "rows": [
-                {"tensor": "w2", "layer": 31, "row": 17, "values": referee.base64_of(row), "path": paths[1]}]}) + b"\n")
+            messages.append(events.encode({"format": "llama2.py rows 1", "config": paths[0], "rows": [
+                {"tensor": "w2", "layer": 31, "row": 17, "values": base64_of(row), "path": paths[1]}]}) + b"\n")
         for i, message in enumerate(messages):
             with open(os.path.join(folder, f"message{i}"), "wb") as file:
                 file.write(message)
-        code = ("import re, sys, time; begin = time.perf_counter(); import bench, referee\n"
-                "referee.main(sys.argv[1:]); print(time.perf_counter() - begin, bench.peak_memory())")
+        code = ("import sys, time; begin = time.perf_counter(); from llama2_py import trace_command\n"
+                "from tools import bench; trace_command.main(sys.argv[1:]); print(time.perf_counter() - begin, bench.peak_memory())")
         done = subprocess.run([sys.executable, "-c", code, "judge", a, b, *[
             os.path.join(folder, f"message{i}") for i in range(len(messages))]], stdout=subprocess.PIPE, text=True,
             check=True, env={**os.environ, "PYTHONPATH": HERE})
         *_, verdict, figures = done.stdout.splitlines()
-        assert verdict == "A is right", done.stdout
+        assert verdict in ("A is right", "B is wrong"), done.stdout
         seconds, megabytes = map(float, figures.split())
     name = f"{op} at position {pos}"
     return {f"7B, {name}: KB revealed": sum(map(len, messages)) / 1000, f"7B, {name}: seconds to judge": seconds,
@@ -280,7 +284,7 @@ def measure(pythons, rounds=5):
                 for arithmetic, n in steps.items():
                     parts = [["speed", path, arithmetic, n], ["start", path, arithmetic]]
                     if arithmetic == "exact":
-                        parts += [["trace", path, arithmetic, n, level] for level in trace.LEVELS]
+                        parts += [["trace", path, arithmetic, n, level] for level in events.LEVELS]
                         parts += [["workers", path, arithmetic, n], ["mapped", path, arithmetic, n]]
                     if (name, arithmetic, turn) == ("260K", "exact", 0):
                         parts += [["referee", path, arithmetic, *event] for event in (

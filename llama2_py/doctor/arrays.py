@@ -92,7 +92,8 @@ def steps_of(path: str, shape: str, vocab_size: int) -> int:
 # Bare numbers
 
 # Numbers that were read in another form than their own have binary exponents all over the range: the standard
-# deviation of the exponents is large. Those of logits are small, too; doubles that hold float32 have exponents of -1000 if they are read from the other end.
+# deviation of the exponents is large. Those of logits are small, too; doubles that hold float32 have exponents of -1000
+# if they are read from the other end.
 TAME, WILD, LARGE = 4.0, 8.0, 64
 SAMPLE = 4096  # numbers that are looked at
 
