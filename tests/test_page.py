@@ -631,6 +631,7 @@ def test_attention_is_told_in_text_with_the_tokens_names(story, tmp_path):
     result = browse(story[0], """
         choose(6);
         look(2, 3);
+        const under = tokens.map(token => +(token.style.boxShadow.match(/([\\d.]+)\\)/)?.[1] ?? -1));
         const cells = [...$("cells").children].map(li => [li.firstChild.textContent, li.lastChild.textContent]);
         const drawn = [], fill = CanvasRenderingContext2D.prototype.fillText;
         CanvasRenderingContext2D.prototype.fillText = function (text) { drawn.push(text); };
@@ -641,10 +642,12 @@ def test_attention_is_told_in_text_with_the_tokens_names(story, tmp_path):
             clientY: box.top + rowTop(1, 5) + 5 });
         map.dispatchEvent(point);
         const n = chosen + 1, w = weightsOf(1, 5)[4];
-        result = { cells, drawn, weights: weightsOf(2, 3), clicked: [layer, headNumber], cell: $("cell").textContent, w,
-                   names: [...Array(n).keys()].map(nameAt), titles: document.querySelectorAll("[title]").length };
+        result = { under, cells, drawn, weights: weightsOf(2, 3), clicked: [layer, headNumber], w,
+                   cell: $("cell").textContent, names: [...Array(n).keys()].map(nameAt),
+                   titles: document.querySelectorAll("[title]").length };
         """, tmp_path)
     assert result["drawn"] == result["names"] and result["names"][:3] == ["BOS", "Once", "␣upon"]
+    assert result["under"] == [*[pytest.approx(w ** 0.5, abs=0.01) for w in result["weights"][1:]], *[-1] * 24]
     order = sorted(range(7), key=lambda t: (-result["weights"][t], t))
     assert [name for name, _ in result["cells"]] == [f"{t} {result['names'][t]}" for t in order]
     assert [float(value.split()[0]) for _, value in result["cells"]] == [
