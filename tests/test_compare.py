@@ -173,6 +173,7 @@ def test_bare_numbers_of_another_kind_are_told_what_they_look_like(run, tmp_path
     assert error.startswith(f"{tmp_path / 'theirs'}: {message}"), error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [
     lambda rows: [[v * 1e-6 for v in row] for row in rows], lambda rows: [[v * 1e6 for v in row] for row in rows],
     lambda rows: [[0.0] * 280 for row in rows], lambda rows: [[math.exp(3 * v) for v in row] for row in rows],

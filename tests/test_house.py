@@ -1,5 +1,6 @@
 """Tests of the house: who imports whom, what else may be in the process, how it is installed and packed."""
 import ast
+import functools
 import os
 import shutil
 import subprocess
@@ -26,16 +27,17 @@ def tracked():
             if not {"__pycache__", ".venv", ".hypothesis", ".git"} & set(folder.split(os.sep))]
 
 
+@functools.cache
 def imports(path, functions=True):
     """The modules that a file imports; functions: also within functions."""
     tree = ast.parse(read_bytes(os.path.join(HERE, path)))
-    nodes = ast.walk(tree) if functions else tree.body
-    for node in nodes:
+    found = []
+    for node in ast.walk(tree) if functions else tree.body:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [node.module, *[f"{node.module}.{alias.name}" for alias in node.names]]
+    return found
 
 
 def floor(module):

@@ -426,6 +426,7 @@ def test_a_last_row_that_is_never_written_is_one_mistake(path, judge):
     assert verdict.operations.found == ["the last row of every matrix is not the checkpoint's: is it left out?"]
 
 
+@pytest.mark.slow
 def test_a_name_for_a_part_is_right_about_the_rest(path, judge):
     """Weights in bfloat16 and another epsilon: the norms' weights may be rounded, too."""
     found = "\n".join(judge(Port(path, "weights bfloat16", "epsilon 1e-3")).operations.found)
@@ -436,11 +437,13 @@ def test_a_name_for_a_part_is_right_about_the_rest(path, judge):
     assert "ffn_norm has no weight; and epsilon is 0.001" in found and "not known" not in found, found
 
 
+@pytest.mark.slow
 def test_a_formula_and_a_constant_in_one_operation_are_named(path, judge):
     found = judge(Port(path, "RoPE of halves", "theta 500000")).operations.found
     assert len(found) == 1 and found[0].startswith("RoPE turns halves") and "; and RoPE's theta is 500000" in found[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("add", [forward, backward, four_lanes])
 def test_a_fused_residual_is_right_and_explained(path, judge, add):
     verdict = judge(Port(path, "fused residual", add=add))
@@ -552,6 +555,7 @@ def test_a_mistake_that_would_spoil_something_is_not_named(path, judge):
     assert verdict.operations.found == ["RoPE turns q only, not k"]  # not: RoPE is left out
 
 
+@pytest.mark.slow
 def test_two_mistakes_are_both_named(path, judge):
     verdict = judge(Port(path, "RoPE of halves", "epsilon 1e-6"))
     assert sorted(name.split(",")[0] for name in verdict.operations.found) == [
@@ -570,6 +574,7 @@ def test_what_no_known_mistake_explains_is_left_over(path, judge):
     assert verdict.operations.found == ["ReLU stands for SiLU", "one that is not known, in ffn_residual"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["residual times 0.99", "logits capped"])
 def test_a_mistake_that_is_not_known_is_wrong_and_has_no_name(path, judge, fault):
     verdict = judge(Port(path, fault))

@@ -102,7 +102,8 @@ def test_softmax_may_flush_what_is_all_but_zero():
     keys = [1.0, 0.0], [0.0, 0.0], [-0.24, 0.0]
     scores = [f32(100 * k / math.sqrt(2)) for k, _ in keys]
     e = [ftz(math.exp(v - scores[0])) for v in scores]
-    shard = SimpleNamespace(config=SimpleNamespace(head_size=2, n_heads=1, n_kv_heads=1, n_layers=1), group=1)
+    shard = SimpleNamespace(config=SimpleNamespace(head_size=2, n_heads=1, n_kv_heads=1, n_layers=1, norm_epsilon=1e-5,
+                                                   rope_theta=1e4, rope_scaling=None), group=1)
     right = operations.Operations(shard, [1, 1, 1], lambda op, l, t: q if op == "q" else keys[t])
     y = right.result("weights", 0, 2)
     assert 0 < y[2] < TINY and e[2] == 0.0

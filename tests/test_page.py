@@ -448,6 +448,7 @@ def alarms(story, bytes_page, traces, tmp_path_factory):
     return dict(zip(pages, shown, strict=True))
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_page_that_contradicts_its_lines_is_an_alarm_in_colour_and_words(alarms, attack):

@@ -108,7 +108,7 @@ def at(kind, pos, layer=1):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("pos, layer", [(0, 0), (3, 1)])
+@pytest.mark.parametrize("pos, layer", [pytest.param(0, 0, marks=pytest.mark.slow), (3, 1)])
 def test_every_kind_of_event_is_settled_for_the_honest(run, capfdbinary, kind, pos, layer):
     model, tokenizer, lines, folder = run
     index, a = at(kind, pos, layer), forge(folder / "a.trace", lines)

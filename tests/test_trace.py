@@ -718,7 +718,7 @@ def forged_lines(draw):
 
 
 @given(st.data())
-@settings(max_examples=120)
+@settings(max_examples=40)
 def test_under_one_head_one_step_at_most_passes_for_a_position(tmp_path_factory, data):
     lines = forged_lines(data.draw)
     leaves = [merkle.leaf_hash(line) for line in lines]

@@ -121,6 +121,7 @@ def test_weights_read_from_the_map_give_the_same_operations(files, monkeypatch, 
                 assert rows == [row for _, row in unpacked]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arithmetic, rows, columns", [
     ("exact", 300_000, 1), ("exact", 100_000, 4), ("exact", 1000, 1000), ("c", 3, 300_000), ("c", 40, 50_000),
     ("c", 1_000_000, 1), ("c", 5000, 300)])

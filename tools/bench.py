@@ -199,15 +199,15 @@ def measure_referee(path, arithmetic, op, pos):
               "tokenizer": "0" * 64, "arithmetic": "exact", "rng": "xorshift64*", "temperature": 0.0, "p_value": 0.9,
               "seed": 1, "steps": 200, "level": "op", "prompt": "", "tokens": [1]}
     layout = events.Layout(header)
-    events = [header, *[layout.place(i) for i in range(1, layout.step(pos) + 1)]]
-    for event in events[1:]:
+    said = [header, *[layout.place(i) for i in range(1, layout.step(pos) + 1)]]
+    for event in said[1:]:
         event.update({"sha256": "0" * 64} if "op" in event else {"token": 5 if event["pos"] else 1, "next": 5,
                                                                   "text": "", "logits": "0" * 64})
-    index = events.index({"pos": pos, "layer": 31, "op": op, "sha256": "0" * 64})
+    index = said.index({"pos": pos, "layer": 31, "op": op, "sha256": "0" * 64})
 
     def log(name, claims):
         with open(name, "wb") as file:
-            for i, event in enumerate(events):
+            for i, event in enumerate(said):
                 file.write(events.encode({**event, "sha256": claims[i]} if i in claims else event) + b"\n")
         return name
 
@@ -237,7 +237,8 @@ def measure_referee(path, arithmetic, op, pos):
             with open(os.path.join(folder, f"message{i}"), "wb") as file:
                 file.write(message)
         code = ("import sys, time; begin = time.perf_counter(); from llama2_py import trace_command\n"
-                "from tools import bench; trace_command.main(sys.argv[1:]); print(time.perf_counter() - begin, bench.peak_memory())")
+                "from tools import bench; trace_command.main(sys.argv[1:])\n"
+                "print(time.perf_counter() - begin, bench.peak_memory())")
         done = subprocess.run([sys.executable, "-c", code, "judge", a, b, *[
             os.path.join(folder, f"message{i}") for i in range(len(messages))]], stdout=subprocess.PIPE, text=True,
             check=True, env={**os.environ, "PYTHONPATH": HERE})
