@@ -216,6 +216,13 @@ class Run:
     def __exit__(self, *_: Any) -> None:
         self.transformer.close()
 
+    def beginning(self) -> bytes:
+        """What the first token adds to the text: nothing if it is BOS, which tokenizers put in front, but for those of
+        some folders."""
+        if isinstance(self.tokenizer, llama2.Tokenizer):
+            return b""
+        return self.tokenizer.decode(-1, self.tokens[0])
+
     def header(self) -> dict:
         """What a trace of this run says first."""
         if self.like == "llama2-rs":
@@ -324,6 +331,7 @@ def tell(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
     console.check_outputs(outputs, [run.path, run.tokenizer.path])
     sinks, observers = sinks_of(run, args, out)
     log = None
+    sinks[0].write(run.beginning())
     with contextlib.ExitStack() as files:
         if args.trace is not None:
             log = files.enter_context(contextlib.closing(formats.writer(args.trace, run.header(), run.like)))

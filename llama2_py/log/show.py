@@ -48,10 +48,12 @@ def show_step(trace: Trace, pos: int, out: TextIO) -> None:
     out.write("  = the root\n")
 
 
-def text_of(trace: Trace, like: str | None = None, steps: int | None = None) -> str:
-    """The text of a trace's first steps, or of all, as the run prints it. like: the program whose habits it has."""
+def text_of(trace: Trace, like: str | None = None, steps: int | None = None, beginning: bytes = b"") -> str:
+    """The text of a trace's first steps, or of all, as the run prints it. like: the program whose habits it has;
+    beginning: what the first token adds to the text, which is not in the log."""
     out = io.BytesIO()
     write = printer(out, like)
+    write(beginning)
     silent = () if trace.prints_bos else trace.header["config"].get("eos", [1])
     for index in trace.steps[:steps]:
         event = trace.event(index)
