@@ -307,7 +307,7 @@ def compare(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
 
 def sinks_of(run: Run, args: argparse.Namespace, out: BinaryIO) -> tuple[list, list[Callable]]:
     """What takes the steps of a run, the printed text first; and the observers of its operations."""
-    sinks: list = [console.Text(out, run.like, run.transformer.checkpoint.ends)]
+    sinks: list = [console.Text(out, run.like, run.transformer.config.must_end)]
     observers = []
     if args.logits is not None or args.dump is not None:
         from llama2_py.doctor import numbers

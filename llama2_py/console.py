@@ -201,7 +201,7 @@ class Text:
     """Prints the text of a run, step by step."""
 
     def __init__(self, out: BinaryIO, like: str | None, ends: Sequence[int]):
-        """ends: the tokens that end a run."""
+        """ends: the tokens that are not printed, since a run is over with them."""
         self.write, self.like, self.ends = printer(out, like), like, ends
 
     def step(self, step: Any) -> None:

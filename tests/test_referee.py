@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import llama2
@@ -464,6 +464,7 @@ VALUES = st.recursive(st.none() | st.integers() | st.text(max_size=9) | st.float
 
 @given(st.binary(max_size=300) | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_what_is_not_a_message_gets_one_line(data):
+    assume(not data.startswith((messages.VALUES, messages.ROWS)))
     with pytest.raises(ValueError):
         messages.begins_with_rows(scanner(data))
 

@@ -67,6 +67,18 @@ class Config:
         return cls(**{**values, "eos": tuple(values["eos"])})
 
     @property
+    def must_end(self) -> tuple[int, ...]:
+        """The tokens after which a run is over, and which are not printed: BOS, with which another text would begin, as
+        in run.c, or those that the config names."""
+        return (1,) if self.eos == (2,) else self.eos
+
+    @property
+    def may_end(self) -> tuple[int, ...]:
+        """The tokens after which a run can be over: where the config names none, EOS as well, at which run.c goes on
+        and transformers does not."""
+        return (1, 2) if self.eos == (2,) else self.eos
+
+    @property
     def is_llama2c(self) -> bool:
         """Are the constants those of llama2.c?"""
         return list(self.described()) == list(SHAPE)
@@ -123,7 +135,6 @@ class Checkpoint:
     """
 
     MAGIC = 0x616B3432  # "ak42": version 1 or later; version 0 has no magic
-    ends: tuple[int, ...] = (1,)  # the tokens that end a run: BOS, with which another text would begin
 
     def __init__(self, path: str):
         self.path = path
@@ -204,6 +215,11 @@ class Checkpoint:
         if check and not all(map(isfinite, map(sum, result))):  # finite binary32 numbers never overflow a binary64 sum
             raise ValueError(f"{self.path}: {name} of layer {layer} holds a weight that is not finite")
         return result
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a run, as in run.c."""
+        return self.config.must_end
 
     def is_shared(self, name: str) -> bool:
         """Do all rows of a matrix refer to one table of floats?"""

@@ -271,7 +271,6 @@ class Folder:
             self.config_bytes = self._read(CONFIG)
             fields = Fields(self._join(CONFIG), read_json(self._join(CONFIG), self.config_bytes))
             self.config = read_config(fields, self._generation())
-            self.ends = (1, 2) if self.config.eos == (2,) else self.config.eos  # the tokens that end a run
             weight_map = self._open_weights()
             self.tensors = shapes(self.config)  # name -> layers, rows and columns of each
             self.places: dict[tuple[str, int], Place] = {}
@@ -394,6 +393,11 @@ class Folder:
             changed = [name for name, of_file in now if (name, of_file) not in expected]
             path = self._join(changed[0]) if changed else self.path
             raise ValueError(f"{path}: the file was changed or replaced while it was being read")
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a run, as in transformers."""
+        return self.config.may_end
 
     def is_shared(self, name: str) -> bool:
         """Do all rows of a matrix refer to a table of floats? Then they take 8 bytes a weight."""

@@ -15,7 +15,10 @@ class AnyCheckpoint(Protocol):
     config: Config
     identity: tuple
     tensors: dict[str, tuple[int, int, int]]  # of which the last two are rows and columns
-    ends: tuple[int, ...]                     # the tokens that end a run
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a run."""
 
     def check_unchanged(self, identity: tuple | None = None) -> None:
         """Raise ValueError if a file is no longer as it was when it was opened, here or in another process."""

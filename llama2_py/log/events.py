@@ -167,10 +167,8 @@ class Layout:
     def __init__(self, header: dict):
         self.header, self.level = header, header["level"]
         self.n_layers = header["config"]["n_layers"]
-        # After which tokens a run is over, and after which it can be. (Of the two that llama2.c's models have, 1 and 2,
-        # run.c ends at the first alone; a folder's runs end at both.)
-        self.must_end = tuple(header["config"].get("eos", [1]))
-        self.may_end = tuple(header["config"].get("eos", [1, 2]))
+        config = Config.of(header["config"])
+        self.must_end, self.may_end = config.must_end, config.may_end  # the tokens that do so, of a run
         operations = {"step": 1, "layer": self.n_layers + 1, "op": graph.count(self.n_layers)}
         self.lines = operations[self.level]  # of a step
 

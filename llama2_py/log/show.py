@@ -7,6 +7,7 @@ from typing import TextIO
 
 import merkle
 from llama2_py.console import printable, printer, quoted
+from llama2_py.engine.checkpoint import Config
 from llama2_py.log.reading import Trace
 
 FREE = ("prompt", "text", "model_path")  # fields that hold any text
@@ -54,7 +55,7 @@ def text_of(trace: Trace, like: str | None = None, steps: int | None = None, beg
     out = io.BytesIO()
     write = printer(out, like)
     write(beginning)
-    silent = () if trace.prints_bos else trace.header["config"].get("eos", [1])
+    silent = () if trace.prints_bos else Config.of(trace.header["config"]).must_end
     for index in trace.steps[:steps]:
         event = trace.event(index)
         if event["next"] not in silent:
