@@ -13,7 +13,8 @@ referee (a dispute between two logs); the command line is llama2_py/command.py. 
   -n stops at the context's end);
 - some oddities of run.c are left out: chat lines cut at 511 bytes, BOS taking part in merges, a missing token " "
   encoded as -1, <0x41xyz> decoded as a byte, a read before an array's start when top-p finds no candidate;
-- quantized checkpoints (version 2) are not supported.
+- int8 checkpoints (version 2) are read as the float32 numbers that they stand for; --like runq computes with them as
+  runq.c does.
 
     x        activations, (dim)                          l    layer, 0 .. n_layers - 1
     q, k, v  query, key, value                           h    head of queries, 0 .. n_heads - 1
@@ -45,12 +46,12 @@ from struct import unpack_from
 from typing import Any
 
 from llama2_py import console
-from llama2_py.engine.arithmetic import ARITHMETIC, Arithmetic, R, r, running_sums
+from llama2_py.engine.arithmetic import Arithmetic, R, r, running_sums
 from llama2_py.engine.checkpoint import Config
 from llama2_py.engine.coins import GENERATORS
 from llama2_py.engine.frequencies import frequencies
 from llama2_py.engine.merging import merge
-from llama2_py.engine.models import open_checkpoint
+from llama2_py.engine.models import arithmetic_called, open_checkpoint
 from llama2_py.engine.rows import free_memory, split, unpacked_size
 from llama2_py.engine.workers import Shard, Team, gather, matvec, open_shard
 
@@ -179,15 +180,15 @@ class Transformer:
     """
 
     def __init__(self, path: str, arithmetic: str = "exact", workers: int = 1):
-        console.need("arithmetic", arithmetic, arithmetic in tuple(ARITHMETIC), "exact or c")
+        A = arithmetic_called(arithmetic)
         console.need_integer("workers", workers, 1, 1024)
-        A = ARITHMETIC[arithmetic]
         self.length = 0    # positions in the key and value cache
         self.whole = True  # False while a step changes the cache
         self.team = Team()
         self.checkpoint = open_checkpoint(path)
         self.config = self.checkpoint.config
         try:
+            self.checkpoint.check_for(A)
             unpacked = self.fits(A)
             self.team.start(self.builder(A, unpacked), workers)
             self.shard = Shard(self.checkpoint, A, forward, 0, workers, unpacked)
@@ -366,9 +367,9 @@ class Sampler:
         console.need("p_value", p_value, type(p_value) in numbers and 0 <= p_value <= 1, "0 to 1")
         console.need("seed", seed, type(seed) is int and 0 < seed < 2**64, "1 to 2**64 - 1")
         console.need("rng", rng, rng in tuple(GENERATORS), " or ".join(GENERATORS))
-        console.need("arithmetic", arithmetic, arithmetic in tuple(ARITHMETIC), "exact or c")
+        A = arithmetic_called(arithmetic)
         self.temperature, self.p_value, self.seed = float(temperature), float(p_value), seed
-        self.rng, self.arithmetic = rng, ARITHMETIC[arithmetic]
+        self.rng, self.arithmetic = rng, A
         self.state = seed
         # What the last sample was drawn from: the tokens to choose from, what the coin was multiplied by, the
         # probabilities of all tokens, the coin; None where the likeliest was taken

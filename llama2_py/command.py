@@ -31,7 +31,8 @@ from llama2_py.log.weights import weights_root
 PROGRAM, VERSION = "llama2.py", "3.0.0"
 
 # --like: the arithmetic and the generator
-LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama2-rs": ("c", "llama2-rs")}
+LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama2-rs": ("c", "llama2-rs"),
+        "runq": ("runq", "xorshift64*")}
 
 # ----------------------------------------------------------------------------
 # Options
@@ -109,8 +110,12 @@ def faults_of_like(args: argparse.Namespace) -> str | None:
     """What the program of --like cannot do."""
     if args.trace_level not in (None, "step") and args.like == "llama2-rs":
         return f"argument --trace-level: {args.trace_level}, but llama2-rs's format has steps alone"
-    if args.like == "llama2.c" and args.seed is not None and args.seed >= 2**31:
-        return f"argument -s/--seed: {args.seed}, must be below 2**31 for --like llama2.c: atoi keeps no more"
+    if args.like in ("llama2.c", "runq") and args.seed is not None and args.seed >= 2**31:
+        return f"argument -s/--seed: {args.seed}, must be below 2**31 for --like {args.like}: atoi keeps no more"
+    if args.like == "runq":
+        logs = [name for name in ("trace", "verify", "page") if getattr(args, name) is not None]
+        if logs:
+            return f"--{logs[0]}: a log has no name for the arithmetic of --like runq"
     return None
 
 
@@ -404,6 +409,8 @@ def dispatch(args: argparse.Namespace, out: BinaryIO) -> int:
         verification.show_verdict(verdict, log, args.verify_iteration, sys.stdout)
         return 0
     with open_run(args) as run:
+        if run.transformer.checkpoint.warning:
+            console.say(f"warning: {run.transformer.checkpoint.warning}")
         if run.tokenizer.more:
             console.say(f"warning: {run.tokenizer.path} has more tokens than the {len(run.tokenizer.vocab)} of the "
                         "model: is it the model's own?")

@@ -188,7 +188,7 @@ def printer(out: BinaryIO, like: str | None) -> Callable[[bytes], None]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def write(piece):
-        if like == "llama2.c" and len(piece) == 1 and piece > b"\x7e":
+        if like in ("llama2.c", "runq") and len(piece) == 1 and piece > b"\x7e":
             return  # run.c's safe_printf drops a byte that the C locale cannot print
         text = piece.decode(errors="replace") if like == "llama2-rs" else decoder.decode(piece)
         out.write(re.sub("[\x00-\x08\x0e-\x1f\x7f-\x9f]", "", text).encode())

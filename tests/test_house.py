@@ -59,7 +59,9 @@ def sources():
 
 def test_the_top_level_is_what_the_project_is():
     top = {path.split("/")[0] for path in tracked()}
-    assert top <= TOP | FOLDERS and TOP <= top
+    assert TOP <= top
+    if os.path.isdir(os.path.join(HERE, ".git")):  # beside a copy of the files there may be others
+        assert top <= TOP | FOLDERS
 
 
 @pytest.mark.parametrize("path", sources())

@@ -99,7 +99,9 @@ class Arithmetic(Protocol):
     """The operations that a forward pass is made of. They take and return binary32 values."""
 
     name: str
-    Matrix: Any  # a class that is a Matrix
+    Matrix: Any   # a class that is a Matrix
+    weights: Any  # what has Matrix, operand and dots for the weights of a model; None: the arithmetic itself
+    reads: str    # the method by which a checkpoint gives the rows of the weights
 
     def dot(self, a: Sequence[float], b: Sequence[float]) -> float:
         """a, b (d) -> their dot product."""
@@ -134,6 +136,8 @@ class Exact:
     """The dialect `exact`. Its functions take and return binary32 values; vectors may be any sequences."""
 
     name = "exact"
+    weights: Any = None
+    reads = "rows"
 
     @staticmethod
     def dot(a: Sequence[float], b: Sequence[float]) -> float:
@@ -236,7 +240,6 @@ class Exact:
         """The sine of an angle in radians, correctly rounded."""
         return certified(math.sin(angle), decimal_sin, angle)
 
-
 def bounds(matrix: Exact.Matrix, operand: tuple) -> tuple[list[float], float]:
     """matrix (n, d), operand of x (d) -> lowest (n) and width: the exact dot product of row i and x lies between
     lowest[i] and lowest[i] + width.
@@ -297,6 +300,8 @@ class C:
     """The dialect `c`, with the same functions as Exact."""
 
     name = "c"
+    weights: Any = None
+    reads = "rows"
 
     class Matrix:
         """Rows (n, d), kept as columns (d, n): dots advances the sums of all rows together, 2.5 times as fast as row by

@@ -1,24 +1,29 @@
-"""A checkpoint file: the formats of llama2.c's export.py, versions 0, which run.c reads, and 1 (run.c: Config,
-TransformerWeights, memory_map_weights, read_checkpoint).
+"""A checkpoint file: the formats of llama2.c's export.py, versions 0, which run.c reads, 1, and 2, which runq.c reads
+(run.c, runq.c: Config, TransformerWeights, memory_map_weights, read_checkpoint).
 
     with contextlib.closing(Checkpoint("stories/model.bin")) as checkpoint:
         print(checkpoint.config)
         rows = checkpoint.rows("wq", 2)    # (dim, dim) of layer 2
 
 Version 0 is seven integers and then one tensor after the other; a negative vocab_size says that the classifier is not
-the embedding. Version 1 has a header of 256 bytes and the norms first. All numbers are little endian.
+the embedding. Version 1 has a header of 256 bytes and the norms first. Version 2 has them, too, and then each layer's
+matrix as int8, with a float32 scale for each group of so many of its weights. All numbers are little endian.
 """
 import contextlib
 import hashlib
 import mmap
 import os
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from math import isfinite
+from operator import mul
 from struct import iter_unpack, unpack_from
+from typing import NamedTuple
 
 from llama2_py import console
-from llama2_py.engine.arithmetic import BYTE_ORDER
+from llama2_py.engine.arithmetic import BYTE_ORDER, Arithmetic, R, from_bytes, to_bytes
 
 
 @dataclass
@@ -125,7 +130,14 @@ def in_tree_order(c: Config) -> Iterator[tuple[str, int]]:
         yield "classifier", 0
 
 
-NORMS_FIRST = ("rms_att", "rms_ffn", "rms_final")  # in version 1, before all others
+class QuantizedRows(NamedTuple):
+    """Rows of int8 weights."""
+    group: int                     # weights that share a scale
+    integers: list[array]          # (n, d)
+    scales: list[list[float]]      # (n, d / group)
+
+
+NORMS_FIRST = ("rms_att", "rms_ffn", "rms_final")  # in versions 1 and 2, before all others; always float32
 
 
 class Checkpoint:
@@ -138,6 +150,7 @@ class Checkpoint:
 
     def __init__(self, path: str):
         self.path = path
+        self.group = 0  # weights that share a scale, in version 2
         self.file = open(path, "rb")
         try:
             self.identity = self._identity()
@@ -168,9 +181,12 @@ class Checkpoint:
 
         magic, version = unpack_from("<Ii", self.data)
         if magic == self.MAGIC:
-            need(version == 1, "version", version, "0 or 1: int8 checkpoints are not supported")
+            need(version in (1, 2), "version", version, "0, 1 or 2")
             need(self.size >= 256, "size", f"{self.size} bytes", "at least the header's 256")
-            *fields, shared = unpack_from("<7iB", self.data, 8)
+            *fields, shared, group = unpack_from("<7iBi", self.data, 8)
+            if version == 2:
+                need(0 < group < 2**24, "group size", group, "1 to 16777215")
+                self.group = group
             need(shared in (0, 1), "shared_classifier", shared, "0 or 1")
         else:
             fields = list(unpack_from("<7i", self.data))
@@ -192,12 +208,43 @@ class Checkpoint:
             if name == "classifier" and magic != self.MAGIC:
                 offset += self._rope_tables()
             self.tensors[name] = offset, rows, columns
-            offset += 4 * layers * rows * columns
+            need(not self._is_quantized(name) or rows * columns % self.group == 0, "group size", self.group,
+                 f"a divisor of the {rows * columns} weights of {name}")
+            offset += layers * self._size(name)
         if shared and magic != self.MAGIC:
             offset += self._rope_tables()
         need(self.size == offset, "size", f"{self.size} bytes", f"{offset} for " + ", ".join(
             f"{field} {value}" for field, value in c.described().items()))
         self.tensors.setdefault("classifier", self.tensors["embedding"])
+
+    def _is_quantized(self, name: str) -> bool:
+        return self.group > 0 and name not in NORMS_FIRST
+
+    def _size(self, name: str) -> int:
+        """The bytes of a tensor's layer."""
+        _, rows, columns = self.tensors[name]
+        n = rows * columns
+        return n + 4 * (n // self.group) if self._is_quantized(name) else 4 * n
+
+    @property
+    def warning(self) -> str | None:
+        """What is odd about the file, for whoever uses it."""
+        odd = [name for name, (_, _, columns) in self.tensors.items()
+               if self._is_quantized(name) and columns % self.group]
+        if not odd:
+            return None
+        columns = self.tensors[odd[0]][2]
+        return (f"{self.path}: groups of {self.group} do not divide the rows of {odd[0]}, of {columns} weights: runq.c "
+                "takes other scales for them than they were made with")
+
+    def check_for(self, arithmetic: Arithmetic) -> None:
+        """Raise ValueError if an arithmetic cannot use these weights: runq's reads int8, in groups that divide rows."""
+        if arithmetic.reads != "quantized":
+            return
+        if not self.group:
+            raise ValueError(f"{self.path}: version is 0 or 1, must be 2, with int8 weights, for runq")
+        if self.warning:
+            raise ValueError(self.warning)
 
     def _rope_tables(self) -> int:
         """The bytes of a table of cosines and one of sines that version 0 has before the classifier, unused."""
@@ -207,14 +254,49 @@ class Checkpoint:
              ) -> list[tuple[float, ...]]:
         """Rows first .. last - 1 of a layer's matrix. Raises ValueError if a weight is not finite."""
         self.check_unchanged()  # a map that was cut would end the process
-        offset, rows, columns = self.tensors[name]
-        start = offset + 4 * columns * (layer * rows + first)
-        stop = offset + 4 * columns * (layer * rows + (rows if last is None else last))
-        with memoryview(self.data)[start:stop] as window:
-            result = list(iter_unpack(f"{BYTE_ORDER}{columns}f", window))
+        if self._is_quantized(name):
+            result = self._dequantized(name, layer, first, last)
+        else:
+            offset, rows, columns = self.tensors[name]
+            start = offset + 4 * columns * (layer * rows + first)
+            stop = offset + 4 * columns * (layer * rows + (rows if last is None else last))
+            with memoryview(self.data)[start:stop] as window:
+                result = list(iter_unpack(f"{BYTE_ORDER}{columns}f", window))
         if check and not all(map(isfinite, map(sum, result))):  # finite binary32 numbers never overflow a binary64 sum
             raise ValueError(f"{self.path}: {name} of layer {layer} holds a weight that is not finite")
         return result
+
+    def _integers(self, name: str, layer: int, first: int, last: int | None) -> tuple[array, list[float]]:
+        """Rows first .. last - 1 of a layer's matrix, one after the other, and the scale of each of their weights'
+        groups; the first scale is that of the first weight."""
+        offset, rows, columns = self.tensors[name]
+        begin = offset + layer * self._size(name)
+        start, stop = first * columns, (rows if last is None else last) * columns
+        integers = array("b", self.data[begin + start:begin + stop])
+        scales = begin + rows * columns
+        data = self.data[scales + 4 * (start // self.group):scales + 4 * -(-stop // self.group)]
+        return integers, list(from_bytes(data))
+
+    def _dequantized(self, name: str, layer: int, first: int, last: int | None) -> list[tuple[float, ...]]:
+        """The rows as float32: scale * integer, rounded (runq.c: dequantize)."""
+        _, _, columns = self.tensors[name]
+        integers, scales = self._integers(name, layer, first, last)
+        of_each = chain.from_iterable([repeat(scale, self.group) for scale in scales])
+        own = islice(of_each, first * columns % self.group, None)
+        values = R(list(map(mul, integers, own)))
+        return [values[i:i + columns] for i in range(0, len(values), columns)]
+
+    def quantized(self, name: str, layer: int = 0, first: int = 0, last: int | None = None, check: bool = True
+                  ) -> QuantizedRows:
+        """Rows first .. last - 1 of a layer's matrix as they are in the file, whose groups divide its rows."""
+        self.check_unchanged()
+        _, _, columns = self.tensors[name]
+        integers, scales = self._integers(name, layer, first, last)
+        if check and not all(map(isfinite, scales)):
+            raise ValueError(f"{self.path}: {name} of layer {layer} holds a scale that is not finite")
+        groups = columns // self.group
+        return QuantizedRows(self.group, [integers[i:i + columns] for i in range(0, len(integers), columns)],
+                             [scales[i:i + groups] for i in range(0, len(scales), groups)])
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -235,6 +317,11 @@ class Checkpoint:
         weights."""
         for name, l in in_tree_order(self.config):
             offset, rows, columns = self.tensors[name]
+            if self._is_quantized(name):
+                step = max(1, 2**18 // columns)
+                for first in range(0, rows, step):
+                    yield from map(to_bytes, self.rows(name, l, first, min(first + step, rows), check=False))
+                continue
             start, width = offset + 4 * columns * rows * l, 4 * columns
             for begin in range(start, start + rows * width, width):
                 yield self.data[begin:begin + width]

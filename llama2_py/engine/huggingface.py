@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from llama2_py import console
 from llama2_py.console import printable
 from llama2_py.engine.arithmetic import r
+from llama2_py.engine.arithmetic import Arithmetic
 from llama2_py.engine.checkpoint import Config, in_tree_order, shapes
 from llama2_py.engine.safetensors import (MAX_JSON, VALUES, WEIGHTS, Tensor, TensorFile, file_identity, float32_bytes,
                                           read_json, widened)
@@ -398,6 +399,13 @@ class Folder:
     def ends(self) -> tuple[int, ...]:
         """The tokens that end a run, as in transformers."""
         return self.config.may_end
+
+    warning = None  # of a folder there is nothing odd to be said
+
+    def check_for(self, arithmetic: Arithmetic) -> None:
+        """Raise ValueError if an arithmetic cannot use these weights: runq's reads int8."""
+        if arithmetic.reads != "rows":
+            raise ValueError(f"{self.path}: is a folder, must be a checkpoint of version 2 for runq")
 
     def is_shared(self, name: str) -> bool:
         """Do all rows of a matrix refer to a table of floats? Then they take 8 bytes a weight."""

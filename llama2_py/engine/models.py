@@ -4,8 +4,10 @@
 """
 import os
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
+from llama2_py import console
+from llama2_py.engine.arithmetic import ARITHMETIC, Arithmetic
 from llama2_py.engine.checkpoint import Checkpoint, Config
 
 
@@ -22,6 +24,13 @@ class AnyCheckpoint(Protocol):
 
     def check_unchanged(self, identity: tuple | None = None) -> None:
         """Raise ValueError if a file is no longer as it was when it was opened, here or in another process."""
+
+    @property
+    def warning(self) -> str | None:
+        """What is odd about the files, for whoever uses them."""
+
+    def check_for(self, arithmetic: Arithmetic) -> None:
+        """Raise ValueError if an arithmetic cannot use these weights."""
 
     def is_shared(self, name: str) -> bool:
         """Do all rows of a matrix refer to one table of floats?"""
@@ -41,6 +50,15 @@ class AnyCheckpoint(Protocol):
 
     def close(self) -> None:
         """Let go of the files."""
+
+
+def arithmetic_called(name: Any) -> Arithmetic:
+    """The arithmetic with a name: exact, c or runq. Raises ValueError if there is none."""
+    if name == "runq":
+        from llama2_py.engine.runq import Runq  # here, since most runs need none of it
+        return Runq  # type: ignore[return-value]  # a class of static methods
+    console.need("arithmetic", name, name in tuple(ARITHMETIC), "exact, c or runq")
+    return ARITHMETIC[name]
 
 
 def open_checkpoint(path: str) -> AnyCheckpoint:

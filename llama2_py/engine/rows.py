@@ -53,8 +53,8 @@ def matrix_size(arithmetic: Arithmetic, rows: int, columns: int, shared: bool = 
     """Bytes that a matrix takes in memory; shared: do its rows refer to one table of floats?"""
     step = max(1, BLOCK // columns)
     full, rest = divmod(rows, step)
-    size = full * arithmetic.Matrix.memory(step, columns, shared)
-    return size + (arithmetic.Matrix.memory(rest, columns, shared) if rest else 0)
+    memory = (arithmetic.weights or arithmetic).Matrix.memory
+    return full * memory(step, columns, shared) + (memory(rest, columns, shared) if rest else 0)
 
 
 def partition(n: int, index: int, count: int) -> range:
@@ -69,7 +69,7 @@ class Rows:
                  unpacked: bool):
         """read(first, last, check) -> rows first .. last - 1, a list of tuples; release() lets go of what was read."""
         step = max(1, BLOCK // columns)
-        self.arithmetic, self.release, self.unpacked = arithmetic, release, unpacked
+        self.arithmetic, self.release, self.unpacked = arithmetic.weights or arithmetic, release, unpacked
         # MappedBlocks, or, if unpacked, their matrices
         self.blocks = [MappedBlock(read, arithmetic, first, min(first + step, rows.stop)) for first in rows[::step]]
         if unpacked:
@@ -93,7 +93,7 @@ class MappedBlock:
     """Some rows of a matrix in the mapped file, unpacked whenever their matrix is asked for."""
 
     def __init__(self, read: Callable, arithmetic: Arithmetic, first: int, last: int):
-        self.read, self.arithmetic, self.first, self.last = read, arithmetic, first, last
+        self.read, self.arithmetic, self.first, self.last = read, arithmetic.weights or arithmetic, first, last
         self.squares: array | None = None  # of the rows
         self.checked = False               # have all weights been seen to be finite?
 

@@ -84,7 +84,7 @@ class Shard:
 
         def rows(name, l=0):
             _, n, columns = checkpoint.tensors[name]
-            return Rows(functools.partial(checkpoint.rows, name, l), checkpoint.release, A,
+            return Rows(functools.partial(getattr(checkpoint, A.reads), name, l), checkpoint.release, A,
                         own.get(name, partition(n, index, count)), columns, unpacked)
 
         self.layers = [Layer(rms_att=checkpoint.rows("rms_att", l)[0], rms_ffn=checkpoint.rows("rms_ffn", l)[0],
