@@ -522,7 +522,7 @@ def test_no_tokens_are_an_error(files, tokenizer):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda path: llama2.Transformer(path, "fast"), "^arithmetic is fast, must be exact or c$"),
+    (lambda path: llama2.Transformer(path, "fast"), "^arithmetic is fast, must be exact, c or runq$"),
     (lambda path: llama2.Transformer(path, ["c"]), "^arithmetic is "),
     (lambda path: llama2.Transformer(path, workers=0), "^workers is 0, must be an integer from 1 to 1024$"),
     (lambda path: llama2.Transformer(path, workers=2.0), "^workers is 2.0"),

@@ -35,8 +35,8 @@ def test_a_header_that_cannot_be_is_refused(files, tmp_path, capfdbinary, field,
 
 def test_versions_and_flags_that_cannot_be_are_refused(files, tmp_path, capfdbinary):
     for offset, form, value, message in [
-            (4, "i", 2, "version is 2, must be 0 or 1: int8 checkpoints are not supported"),
-            (4, "i", 3, "version is 3, must be 0 or 1"), (36, "B", 2, "shared_classifier is 2, must be 0 or 1"),
+            (4, "i", 2, "group size is 0, must be 1 to 16777215"),
+            (4, "i", 3, "version is 3, must be 0, 1 or 2"), (36, "B", 2, "shared_classifier is 2, must be 0 or 1"),
             (36, "B", 0, "size is"), (0, "I", 0x616B3433, "dim is 1634415667")]:
         path = edited(files["version 1"], tmp_path / "bad.bin", offset, form, value)
         assert failure(capfdbinary, path, "-s", 1).startswith(f"{path}: {message}")

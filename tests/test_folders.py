@@ -6,13 +6,14 @@ import shutil
 import pytest
 
 import llama2
+import plain
 from llama2_py import trace_command as tracing
 from llama2_py.engine import frequencies
 from llama2_py.engine.arithmetic import Exact
 from llama2_py.engine.checkpoint import Checkpoint, Config
 from llama2_py.engine.rows import unpacked_size
 from llama2_py.log import formats
-from tests.helpers import command, edit, failure, forge, read_lines, rounded
+from tests.helpers import bits, command, edit, failure, forge, read_lines, rounded
 from tests.test_bpe import byte_level, template
 from tests.test_huggingface import CONFIG, as_folder, random_tensors, write_folder
 
@@ -180,3 +181,20 @@ def test_scaled_frequencies_are_the_definition():
     assert kinds == {"stays", "divided", "between"} and len(plain) == 64
     linear = frequencies.frequencies(Exact, Config(**shape, rope_theta=500000.0, rope_scaling={"factor": 4.0}))
     assert linear == [f / 4 for f in plain]
+
+
+# ----------------------------------------------------------------------------
+# plain.py, with the constants of another family
+
+
+def test_other_constants_are_the_definition(files, tmp_path):
+    """A folder with its own theta and epsilon, and the file of its weights in plain.py, which is told of them."""
+    with contextlib.closing(Checkpoint(files["grouped"])) as checkpoint:
+        folder = as_folder(tmp_path / "folder", checkpoint)
+    path = tmp_path / "folder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_theta": 500000.0, "rms_norm_eps": 1e-3}))
+    judge = plain.Model(files["grouped, version 0"])
+    judge.theta, judge.epsilon = 500000.0, 1e-3
+    with llama2.Transformer(folder) as model:
+        for pos, token in enumerate([1, 7, 279, 30]):
+            assert model.forward(token, pos).tobytes() == bits(plain.forward(judge, token, pos))

@@ -458,6 +458,7 @@ def test_a_page_that_contradicts_its_lines_is_an_alarm_in_colour_and_words(alarm
     assert shown["bad"] >= ("Step" in ATTACKS[attack][1])
 
 
+@pytest.mark.slow
 @needs_browser
 def test_an_honest_page_is_no_alarm(alarms):
     assert {name: shown["alarm"] for name, shown in alarms.items() if name not in ATTACKS and not shown["hidden"]} == {}

@@ -19,7 +19,7 @@ from llama2_py import command as command_line
 from llama2_py import trace_command as tracing
 from llama2_py.console import VerificationError
 from llama2_py.engine import checkpoint
-from llama2_py.engine.arithmetic import from_bytes, to_bytes
+from llama2_py.engine.arithmetic import Exact, from_bytes, to_bytes
 from llama2_py.engine.graph import OPERATIONS, PRODUCTS
 from llama2_py.log import events, formats
 from llama2_py.log.weights import Leaves, Row, weights_tree
@@ -666,7 +666,7 @@ def test_the_rows_of_a_silent_party_take_no_memory(tmp_path):
     for _ in range(4000):
         tree.append(merkle.leaf_hash(numbers))
     x = bits([1.0] * 288)
-    logits = to_bytes([llama2.ARITHMETIC["exact"].dot(from_bytes(numbers), from_bytes(x))] * 4000)
+    logits = to_bytes([Exact.dot(from_bytes(numbers), from_bytes(x))] * 4000)
     header = {"format": events.FORMAT, "model": "0" * 64, "weights": tree.root().hex(), "config": config,
               "tokenizer": "0" * 64, "arithmetic": "exact", "rng": "xorshift64*", "temperature": 0.0, "p_value": 0.9,
               "seed": 1, "steps": 1, "level": "op", "prompt": "", "tokens": [1]}
