@@ -2,12 +2,13 @@
 """Llama 2 inference in plain Python, exact to the bit.
 
     python3 llama2.py                                                   # the embedded model tells a story
-    python3 llama2.py stories42M.bin -i "Once upon a time" -n 100 -s 42 # any float checkpoint of llama2.c
+    python3 llama2.py stories42M.bin -i "Once upon a time" -n 100 -s 42 # any checkpoint of llama2.c; or a folder
 
-It holds what llama2.c's run.c holds, in its order, with the standard library alone; plain.py is the same model in plain
-loops that do nothing for speed. What run.c lacks, or has in a few lines, has rooms in llama2_py: engine (results
-defined to the bit, the file of weights, processes), log (a trace to replay), doctor (another program's numbers),
-referee (a dispute between two logs); the command line is llama2_py/command.py. Differences from run.c:
+It holds what llama2.c's run.c holds, in its order, with the standard library alone; beside generate also what lets
+known tokens be computed together (Drafted), and at the end verify. plain.py is the same model in plain loops that do
+nothing for speed. What run.c lacks, or has in a few lines, has rooms in llama2_py: engine (results defined to the bit,
+the weights, processes), log (a trace to replay), doctor (another program's numbers), referee (a dispute between two
+logs); the command line is llama2_py/command.py. Differences from run.c:
 
 - a value out of range, a prompt beyond the context or a malformed file is an error, never silently corrected (only
   -n stops at the context's end);
@@ -18,7 +19,7 @@ referee (a dispute between two logs); the command line is llama2_py/command.py. 
 
     x        activations, (dim)                          l    layer, 0 .. n_layers - 1
     q, k, v  query, key, value                           h    head of queries, 0 .. n_heads - 1
-    w        weights                                     hs   head size, dim / n_heads
+    w        weights                                     hs   head size; dim / n_heads, mostly
     pos      position in the sequence                    A    the arithmetic: Exact or C
     logits   unnormalized log-probabilities, (vocab)     R, r rounding to binary32: a vector, a number
 """
@@ -174,9 +175,10 @@ class Transformer:
     """A model: Transformer(path, arithmetic="exact", workers=1). Close it, or use it in a `with` statement.
 
     workers is the number of processes, this one included; any number gives the same bits. The weights are unpacked into
-    Python floats, 40 bytes each (from 4 on in the dialect `c`), if three quarters of the free memory hold them; if not,
-    they are read from the mapped file at every step: the same bits, up to three times as slowly, in little memory.
-    Raises ValueError or OSError for a file that is not a checkpoint, and ChildProcessError if a worker dies.
+    Python floats, 40 bytes each (8 if they have 16 bits; 4 in the dialect `c`), if three quarters of the free memory
+    hold them; if not, they are read from the mapped file at every step: the same bits, three to four times as slowly,
+    in little memory. Raises ValueError or OSError for a file that is not a checkpoint, and ChildProcessError if a
+    worker dies.
     """
 
     def __init__(self, path: str, arithmetic: str = "exact", workers: int = 1):
@@ -265,6 +267,7 @@ class Transformer:
 # build_tokenizer, str_lookup, encode, decode)
 
 BOS, EOS = 1, 2
+START = -1  # decode's previous token, where there is none
 
 
 class Tokenizer:
@@ -434,8 +437,8 @@ class Step:
     logits: array | None  # (vocab); None within the prompt, unless asked for
 
 
-# Positions taken together. A model that is read from the file is read once for all of them, which makes it two to three
-# times as fast at 15M parameters.
+# Positions taken together. A model that is read from the file is read once for all of them, which makes it three to
+# four times as fast at 15M parameters.
 CHUNK = 16
 
 

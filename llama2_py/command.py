@@ -51,13 +51,15 @@ def make_parser() -> console.Parser:
                             epilog='Example: python3 llama2.py stories42M.bin -i "Once upon a time" -n 100 -s 42')
     parser.prompt = "-i"
     add = parser.add_argument
-    add("checkpoint", nargs="?", help="a float checkpoint of llama2.c (default: the embedded model)")
+    add("checkpoint", nargs="?", help="a checkpoint of llama2.c, or a folder of Hugging Face (default: the "
+        "embedded model)")
     add("-t", "--temperature", type=float, help="0: always the likeliest token (default: 1.0)")
     add("-p", "--p_value", type=float, help="top-p sampling; 0 or 1: from all tokens (default: 0.9)")
     add("-s", "--seed", type=int, help="1 to 2**64 - 1; 0: from the clock (default: 0, or 1 at temperature 0)")
     add("-n", "--steps", type=int, help="positions, at most the context's; 0: all of them (default: 256)")
     add("-i", "--input_prompt", type=console.utf8, help="how the text begins; -: standard input (default: nothing)")
-    add("-z", "--tokenizer", help="(default: tokenizer.bin beside the checkpoint, or in the working directory)")
+    add("-z", "--tokenizer", help="(default: tokenizer.bin beside the checkpoint, or in the working directory; a "
+        "folder's tokenizer.json)")
     add("-m", "--mode", choices=["generate", "chat"], default="generate", help="tell or talk (default: generate)")
     add("-y", "--system_prompt", type=console.utf8, help="in chat (default: asked for)")
     add("--like", choices=[name for name in LIKE if name], help="be that program, bit for bit (default: exact "
@@ -226,7 +228,7 @@ class Run:
         some folders."""
         if isinstance(self.tokenizer, llama2.Tokenizer):
             return b""
-        return self.tokenizer.decode(-1, self.tokens[0])
+        return self.tokenizer.decode(llama2.START, self.tokens[0])
 
     def header(self) -> dict:
         """What a trace of this run says first."""

@@ -249,7 +249,7 @@ def read_source(source: str | os.PathLike | bytes, limit: int = MAX_FILE) -> tup
 # How files begin that people take for another kind, and what to do about them
 KINDS = [
     (rb"GGUF", "a GGUF file, as llama.cpp has it: give a float checkpoint of llama2.c"),
-    (rb".{5}\0{3}\{", "a safetensors file: export it with llama2.c's export.py --hf"),
+    (rb".{5}\0{3}\{", "a safetensors file: give the folder that it is in"),
     (rb"PK\x03\x04|\x80\x02", "a file of PyTorch's: export it with llama2.c's export.py"),
     (rb"\n.{1,4}\n.{1,2}<unk>", "a SentencePiece model: export it with llama2.c's tokenizer.py"),
     (rb"\s*\{", "a text in JSON, not a file of llama2.c's"),

@@ -171,7 +171,7 @@ def add_referee(command: Callable) -> None:
     """The commands of a dispute (llama2_py/referee)."""
     def run(name: str) -> Callable:
         def call(args: argparse.Namespace, out: TextIO) -> int:
-            from llama2_py.referee import commands  # here, since it needs the engine
+            from llama2_py.referee import commands  # here, since it needs llama2
             return getattr(commands, f"run_{name}")(args, out)
         return call
 

@@ -34,7 +34,8 @@ from llama2_py.referee.messages import base64_of, write_values  # noqa: E402
 
 MODEL = os.path.join(HERE, "llama2_py", "stories", "model.bin")
 # ----------------------------------------------------------------------------
-# Measuring. Every figure comes from a process of its own; the processes take turns, round by round, since machines are
+# Measuring. Every figure comes from a process of its own; the processes take turns, round by round, since machines
+# are not equally fast all the time.
 
 
 def measure_speed(path, arithmetic, positions):

@@ -72,10 +72,10 @@ def inputs(op: str, layer: int | None, pos: int, n_layers: int) -> list[tuple[st
 
 def size(config: Any, op: str, pos: int) -> int:
     """How many numbers an operation has at a position; config: checkpoint.Config."""
-    kv_dim = config.n_kv_heads * config.head_size
-    sizes = {"q": config.n_heads * config.head_size, "k": kv_dim, "v": kv_dim, "weights": config.n_heads * (pos + 1),
-             "attention": config.n_heads * config.head_size, "gate": config.hidden_dim, "up": config.hidden_dim,
-             "swiglu": config.hidden_dim, "logits": config.vocab_size}
+    queries = config.n_heads * config.head_size
+    sizes = {"q": queries, "k": config.kv_dim, "v": config.kv_dim, "weights": config.n_heads * (pos + 1),
+             "attention": queries, "gate": config.hidden_dim, "up": config.hidden_dim, "swiglu": config.hidden_dim,
+             "logits": config.vocab_size}
     return sizes.get(op, config.dim)
 
 

@@ -2,8 +2,8 @@
 """Make the embedded model: invent stories, train a tokenizer and a small Llama on them, write both for llama2.py.
 
     pip install torch sentencepiece
-    python3 stories/train.py            # about half an hour on two cores; writes stories/model.bin, tokenizer.bin
-    python3 stories/train.py --show 5   # print five of the invented stories, train nothing
+    python3 llama2_py/stories/train.py            # 43 minutes on two cores; writes model.bin, tokenizer.bin beside it
+    python3 llama2_py/stories/train.py --show 5   # print five of the invented stories, train nothing
 
 The story maker is a grammar: a plot is a text in which [a|b|c] is a choice, which may hold further choices, and
 {name} is a slot that the cast fills. Whoever runs this again gets another model with the same manners: PyTorch's sums
