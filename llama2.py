@@ -5,7 +5,7 @@
     python3 llama2.py stories42M.bin -i "Once upon a time" -n 100 -s 42 # any checkpoint of llama2.c; or a folder
 
 It holds what llama2.c's run.c holds, in its order, with the standard library alone; beside generate also what lets
-known tokens be computed together (Drafted), and at the end verify. plain.py is the same model in plain loops that do
+known tokens be computed together (Drafted). plain.py is the same model in plain loops that do
 nothing for speed. What run.c lacks, or has in a few lines, has rooms in llama2_py: engine (results defined to the bit,
 the weights, processes), log (a trace to replay), doctor (another program's numbers), referee (a dispute between two
 logs); the command line is llama2_py/command.py. Differences from run.c:
@@ -540,29 +540,12 @@ def chat(transformer: Transformer, tokenizer: Tokenizer, sampler: Sampler, steps
     return ended
 
 
-# ----------------------------------------------------------------------------
-# Verification: the run of a trace is made again and compared
-
-
-def verify(trace: str, checkpoint: str | None = None, tokenizer: str | None = None, root: str | None = None) -> Any:
-    """Make the run of a trace again and compare it -> llama2_py.log.verify.Verdict. For a trace of this program's own
-    format.
-
-    checkpoint and tokenizer are paths as on the command line, root the head that was published, [SIZE:]HEX. Raises
-    VerificationError at the first difference, ValueError or OSError for files that cannot be used.
-    """
-    from llama2_py import command  # here, since all else in this file needs the engine alone
-    return command.verify(trace, checkpoint, tokenizer, root)
-
-
-def verify_many(jobs: Iterable[Sequence], executor: Any) -> Iterator[Any]:
-    """verify(*job) for each job, by any concurrent.futures.Executor (processes, Dask, Ray, MPI) -> the verdicts, in the
-    jobs' order; what verify raised stands in the place of a verdict."""
-    for future in [executor.submit(verify, *job) for job in jobs]:
-        try:
-            yield future.result()
-        except (console.VerificationError, ValueError, OSError, MemoryError) as error:
-            yield error
+def __getattr__(name: str) -> Any:
+    """verify and verify_many, which need more than the engine: they are loaded when they are asked for."""
+    if name not in ("verify", "verify_many"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from llama2_py import command
+    return getattr(command, name)
 
 
 if __name__ == "__main__":

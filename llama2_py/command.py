@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, BinaryIO
@@ -432,11 +432,26 @@ def verify_by(args: argparse.Namespace) -> tuple[Trace, verification.Verdict]:
         return log, verification.verify(run, log, args.verify_iteration, args.root, text)
 
 
-def verify(trace: str, checkpoint: str | None, tokenizer: str | None, root: str | None) -> verification.Verdict:
-    """llama2.verify"""
+def verify(trace: str, checkpoint: str | None = None, tokenizer: str | None = None, root: str | None = None
+           ) -> verification.Verdict:
+    """Make the run of a trace again and compare it -> the verdict. For a trace of this program's own format.
+
+    checkpoint and tokenizer are paths as on the command line, root the head that was published, [SIZE:]HEX. Raises
+    VerificationError at the first difference, ValueError or OSError for files that cannot be used.
+    """
     options = {"--verify": trace, "--tokenizer": tokenizer, "--root": root}
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     return verify_by(parse(given + ([] if checkpoint is None else ["--", checkpoint])))[1]
+
+
+def verify_many(jobs: Iterable[Sequence], executor: Any) -> Iterator[verification.Verdict | Exception]:
+    """verify(*job) for each job, by any concurrent.futures.Executor (processes, Dask, Ray, MPI) -> the verdicts, in the
+    jobs' order; what verify raised stands in the place of a verdict."""
+    for future in [executor.submit(verify, *job) for job in jobs]:
+        try:
+            yield future.result()
+        except (VerificationError, ValueError, OSError, MemoryError) as error:
+            yield error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
