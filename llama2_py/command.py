@@ -10,7 +10,10 @@ import contextlib
 import functools
 import io
 import os
+import pathlib
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -288,9 +291,15 @@ def find_tokenizer(checkpoint: str) -> str:
 def embedded(name: str) -> str:
     """The path of a file of the embedded model. If it stands in an archive, it is unpacked as long as the program runs:
     a checkpoint is mapped, and workers open it as well."""
-    unpacked = contextlib.ExitStack()
-    atexit.register(unpacked.close)
-    return str(unpacked.enter_context(resources.as_file(resources.files("llama2_py") / "stories" / name)))
+    source = resources.files("llama2_py") / "stories" / name
+    if isinstance(source, pathlib.Path):
+        return str(source)
+    folder = tempfile.mkdtemp(prefix="llama2-")
+    atexit.register(shutil.rmtree, folder, True)  # which worker processes do not run
+    path = os.path.join(folder, name)
+    with open(path, "xb") as file:
+        file.write(source.read_bytes())
+    return path
 
 
 # ----------------------------------------------------------------------------

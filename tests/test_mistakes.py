@@ -466,6 +466,7 @@ def as_records(records):
                     for pos, l, op, v in records)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 8, 12])
 def test_few_steps_of_a_correct_port_are_consistent(path, tmp_path, steps):
     """With one draw of noise alone one port in some ten was called wrong."""
@@ -570,6 +571,7 @@ def test_two_mistakes_are_both_named(path, judge):
     assert "h % kv_heads" in verdict.logits.found[0] and "GELU, by tanh" in verdict.logits.found[1]
 
 
+@pytest.mark.slow
 def test_what_no_known_mistake_explains_is_left_over(path, judge):
     verdict = judge(Port(path, "ReLU", "residual times 0.99"))
     assert verdict.operations.found == ["ReLU stands for SiLU", "one that is not known, in ffn_residual"]

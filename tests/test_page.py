@@ -239,6 +239,7 @@ def test_a_page_says_what_it_does_not_prove():
 # What is computed
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_page_computes_what_python_computes(story):
     log = formats.read(str(story[1]))
@@ -275,6 +276,7 @@ def test_the_page_computes_what_python_computes(story):
     assert result["text"] == show.text_of(log) and result["alarm"]
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_head_is_compared_in_every_form_in_which_it_is_printed(story, tmp_path):
     log = formats.read(str(story[1]))
@@ -465,6 +467,7 @@ def test_an_honest_page_is_no_alarm(alarms):
     assert sum(name not in ATTACKS for name in alarms) == 20
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_header_is_told_in_words_that_are_true_of_the_run(alarms, traces):
     assert 'after the prompt "Once upon"; drawing at temperature 1, top-p 0.9, seed 42' in alarms["the story"]["header"]
@@ -503,6 +506,7 @@ HOSTILE = ["</script><script>window.hacked = 1</script>", "<img src=x onerror='w
            "]]>", "&lt;b&gt;", "\u2028\u2029", "DATA", "SCRIPT", "😀", "\\xe2", "\\x80", "\\xae", "\\xff"]
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("of_model", [True, False])
 def test_hostile_texts_are_shown_and_do_nothing(story, tmp_path, of_model):
@@ -536,6 +540,7 @@ def test_hostile_texts_are_shown_and_do_nothing(story, tmp_path, of_model):
     assert not any(c in "\u202e\u2066\0\x1b" for c in result["all"] + path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @needs_browser
 def test_text_reads_as_itself_where_bytes_make_a_character(bytes_page, tmp_path):
     result = browse(bytes_page[0], """
@@ -561,6 +566,7 @@ WALK = """
     """
 
 
+@pytest.mark.slow
 @needs_browser
 def test_walking_keeps_ones_place_and_the_fragment_names_the_token(story, tmp_path):
     result = browse(story[0], WALK + """
@@ -591,6 +597,7 @@ def test_walking_keeps_ones_place_and_the_fragment_names_the_token(story, tmp_pa
     assert result["inLine"] == 9 and result["stops"] == 1
 
 
+@pytest.mark.slow
 @needs_browser
 def test_it_opens_at_the_step_and_the_head_with_the_most_to_see(story, tmp_path):
     result = browse(story[0], """
@@ -605,6 +612,7 @@ def test_it_opens_at_the_step_and_the_head_with_the_most_to_see(story, tmp_path)
     assert max(drawn) > sum(drawn) / len(drawn) + 1 and result["own"] == result["inner"]
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_map_of_the_network_leads_to_its_parts(story, tmp_path):
     result = browse(story[0], """
@@ -628,6 +636,7 @@ def test_the_map_of_the_network_leads_to_its_parts(story, tmp_path):
     assert result["lens"] == result["rows"] and result["says"].replace(" ", "") == result["first"].replace(" ", "")
 
 
+@pytest.mark.slow
 @needs_browser
 def test_attention_is_told_in_text_with_the_tokens_names(story, tmp_path):
     result = browse(story[0], """
@@ -678,6 +687,7 @@ CONTRAST = """
     """
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("flags", [[], [DARK]], ids=["light", "dark"])
 def test_every_text_and_the_chosen_row_have_a_contrast_of_4_5(story, tmp_path, flags):
@@ -709,6 +719,7 @@ def test_every_text_and_the_chosen_row_have_a_contrast_of_4_5(story, tmp_path, f
     assert result["low"] == [] and result["row"] >= 4.5
 
 
+@pytest.mark.slow
 @needs_browser
 def test_nothing_is_torn_or_too_wide_on_a_phone(story, bytes_page, traces, tmp_path):
     pages = [path.read_text(encoding="utf-8") for path in (story[0], bytes_page[0])]

@@ -76,6 +76,7 @@ def test_the_golden_logits():
         assert hashlib.sha256(bits(logits)).hexdigest().startswith(STORY_LOGITS[pos])
 
 
+@pytest.mark.slow
 def test_it_tells_what_llama2_py_tells(capfdbinary):
     plain.main("42", "Once upon a time", steps=24)
     assert capfdbinary.readouterr().out.decode() == STORY[:62].rstrip() + "\n"

@@ -107,6 +107,7 @@ def at(kind, pos, layer=1):
     return pos * LINES + 2 + 14 * layer + OPERATIONS.index(kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pos, layer", [pytest.param(0, 0, marks=pytest.mark.slow), (3, 1)])
 def test_every_kind_of_event_is_settled_for_the_honest(run, capfdbinary, kind, pos, layer):
@@ -137,6 +138,7 @@ def test_every_kind_of_event_is_settled_for_the_honest(run, capfdbinary, kind, p
     assert judged(capfdbinary, "settle", *two, model, *more) == "neither is right"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PRODUCTS)
 @pytest.mark.parametrize("wrong", [0, 3])
 def test_one_element_settles_a_product_if_both_reveal(run, capfdbinary, kind, wrong):
@@ -415,6 +417,7 @@ def change_rows(data, message):
         row[change] += data.draw(st.sampled_from([1, -1, 100]))
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_an_honest_log_never_loses_whatever_the_liar_reveals(run, evidence, data):
@@ -652,6 +655,7 @@ def test_a_header_with_shapes_that_no_checkpoint_has_is_refused(tmp_path, capfdb
     assert "cannot be " in failure(capfdbinary, "ask", *logs, program=tracing)
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_silent_party_take_no_memory(tmp_path):
     """A message of 10 MB, of all rows of a classifier. Held with its numbers it would take ten times as much."""
     config = {"dim": 288, "hidden_dim": 2, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "vocab_size": 4000,

@@ -717,6 +717,7 @@ def forged_lines(draw):
     return [events.encode(line) for line in lines]
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=40)
 def test_under_one_head_one_step_at_most_passes_for_a_position(tmp_path_factory, data):
@@ -838,7 +839,7 @@ def test_a_proof_is_read_from_bytes_as_well(traces):
     proofs.verify_growth(proofs.prove_growth(log, 3), log.head(), writing.head(3, log.tree.root(3)))
 
 
-@pytest.mark.parametrize("stuffing", [b"{}", b"[]", b'""', b"1"])
+@pytest.mark.parametrize("stuffing", [b"{}", b"1"])
 def test_a_proof_that_is_stuffed_takes_no_memory(stuffing, tmp_path, traces):
     log = formats.read(traces["step"])
     begin = proofs.prove(log, 0).split(b'"events":[')[0] + b'"events":['
@@ -1027,7 +1028,7 @@ def test_a_changed_proof_is_noticed(traces, tmp_path, capfdbinary, change):
 
 
 @given(st.sampled_from(["step", "layer", "op"]), st.integers(0, 13), st.data())
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_a_proof_proves_its_header_and_step_and_with_any_bit_flipped_nothing(tmp_path_factory, traces, kind, pos, data):
     log, path = formats.read(traces[kind]), str(tmp_path_factory.getbasetemp() / "flipped.proof")
     proof = bytearray(proofs.prove(log, pos))

@@ -145,6 +145,7 @@ print(memory() - before, module.matrix_size(A, {rows}, {columns}))
     assert took < 1.15 * estimate + slack and estimate < 1.6 * took + slack
 
 
+@pytest.mark.slow
 def test_a_model_larger_than_the_memory_is_read_from_the_map(tmp_path):
     import resource
     path, limit = tmp_path / "large.bin", 300 * 2**20
