@@ -482,6 +482,7 @@ def test_the_header_is_told_in_words_that_are_true_of_the_run(alarms, traces):
     assert MULTILINGUAL in alarms["bytes"]["header"]
 
 
+@pytest.mark.slow
 @needs_browser
 def test_candidates_are_told_with_their_temperature_and_only_what_is_there_is_named(alarms):
     cool, every, likeliest, given = (alarms[name] for name in ("cool", "all", "likeliest", "prompt cut"))
