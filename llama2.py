@@ -57,8 +57,9 @@ from llama2_py.engine.rows import free_memory, split, unpacked_size
 from llama2_py.engine.workers import Shard, Team, gather, matvec, open_shard
 
 # ----------------------------------------------------------------------------
-# Neural net blocks (run.c: rmsnorm, softmax, and what stands within forward). They take vectors and return new ones.
-# (run.c's matmul is engine/workers.matvec, engine/rows.Rows.times and A.dots.)
+# Neural net blocks (run.c: rmsnorm, softmax, and what stands within forward). They take
+# vectors and return new ones. (run.c's matmul is engine/workers.matvec,
+# engine/rows.Rows.times and A.dots.)
 
 
 def rmsnorm(A: Arithmetic, x: Sequence[float], weight: Sequence[float], epsilon: float = 1e-5) -> tuple[float, ...]:
@@ -78,15 +79,16 @@ def softmax(A: Arithmetic, x: Sequence[float]) -> tuple[float, ...]:
 
 
 def rope_angles(A: Arithmetic, pos: int, config: Config) -> tuple[list[float], list[float]]:
-    """The cosines and sines, (hs / 2) each, of the angles by which a position turns the pairs of a head:
-    pos / theta^(2i / hs), where theta is 10000, unless the config says otherwise."""
+    """The cosines and sines, (hs / 2) each, of the angles by which a position turns the
+    pairs of a head: pos / theta^(2i / hs), where theta is 10000, unless the config says
+    otherwise."""
     angles = [r(pos * f) for f in frequencies(A, config)]
     return [A.cos(a) for a in angles], [A.sin(a) for a in angles]
 
 
 def rope(x: Sequence[float], cos: list[float], sin: list[float]) -> tuple[float, ...]:
-    """x (heads * hs), cos and sin (hs / 2) -> (heads * hs): rotary position embedding. In each head the neighbours
-    (2i, 2i + 1) are turned by angle i."""
+    """x (heads * hs), cos and sin (hs / 2) -> (heads * hs): rotary position embedding.
+    In each head the neighbours (2i, 2i + 1) are turned by angle i."""
     heads = len(x) // (2 * len(cos))
     a, b, cos, sin = x[0::2], x[1::2], cos * heads, sin * heads
     evens = map(sub, R(list(map(mul, a, cos))), R(list(map(mul, b, sin))))
@@ -95,8 +97,9 @@ def rope(x: Sequence[float], cos: list[float], sin: list[float]) -> tuple[float,
 
 
 def attention_weights(A: Arithmetic, q: Sequence[float], keys: list) -> list[float]:
-    """q (heads * hs), each head's keys (pos + 1, hs) -> (heads * (pos + 1)): a head compares its query with the key of
-    every position so far, and the softmax of the scores says in which proportions it takes the positions' values."""
+    """q (heads * hs), each head's keys (pos + 1, hs) -> (heads * (pos + 1)): a head
+    compares its query with the key of every position so far, and the softmax of the
+    scores says in which proportions it takes the positions' values."""
     if not keys:  # more processes than heads
         return []
     weights: list[float] = []
@@ -109,8 +112,9 @@ def attention_weights(A: Arithmetic, q: Sequence[float], keys: list) -> list[flo
 
 
 def attention(A: Arithmetic, weights: Sequence[float], values: list) -> list[float]:
-    """weights (heads * (pos + 1)), each head's values (hs, pos + 1) -> (heads * hs): those proportions of the values,
-    which stand in columns, so that this too is a matrix times a vector."""
+    """weights (heads * (pos + 1)), each head's values (hs, pos + 1) -> (heads * hs):
+    those proportions of the values, which stand in columns, so that this too is a
+    matrix times a vector."""
     if not values:
         return []
     result: list[float] = []
@@ -120,7 +124,8 @@ def attention(A: Arithmetic, weights: Sequence[float], values: list) -> list[flo
 
 
 def swiglu(A: Arithmetic, gate: Sequence[float], up: Sequence[float]) -> tuple[float, ...]:
-    """gate, up (hidden) -> (hidden): silu(gate) * up, where silu(a) = a * 1 / (1 + exp(-a))"""
+    """gate, up (hidden) -> (hidden): silu(gate) * up, where silu(a) = a * 1 / (1 +
+    exp(-a))"""
     e = A.exps([-a for a in gate])
     sigmoid = R([1.0 / v for v in R([1.0 + v for v in e])])
     silu = R(list(map(mul, gate, sigmoid)))
@@ -133,7 +138,8 @@ def residual(x: Sequence[float], change: Sequence[float]) -> tuple[float, ...]:
 
 
 # ----------------------------------------------------------------------------
-# Transformer (run.c: TransformerWeights, RunState, malloc_run_state, forward, build_transformer, free_transformer)
+# Transformer (run.c: TransformerWeights, RunState, malloc_run_state, forward,
+# build_transformer, free_transformer)
 
 
 async def forward(shard: Shard, token: int, pos: int, see: Callable, wanted: bool = True) -> Sequence[float]:
@@ -199,11 +205,13 @@ class Transformer:
             raise
 
     def fits(self, A: Arithmetic) -> bool:
-        """Do three quarters of the free memory hold the weights, unpacked for an arithmetic?"""
+        """Do three quarters of the free memory hold the weights, unpacked for an
+        arithmetic?"""
         return unpacked_size(A, self.checkpoint) < free_memory() * 3 / 4
 
     def builder(self, A: Arithmetic, unpacked: bool) -> Callable:
-        """build(index, count), which makes a shard of this model in another process, in any arithmetic."""
+        """build(index, count), which makes a shard of this model in another process, in
+        any arithmetic."""
         return functools.partial(open_shard, self.checkpoint.path, self.checkpoint.identity, A, forward, unpacked)
 
     def forward(self, token: int, pos: int, observe: Callable | None = None, logits: bool = True) -> array:
@@ -244,8 +252,8 @@ class Transformer:
         return logits
 
     def logits_after(self, outputs: Sequence[Sequence[float]]) -> list[Sequence[float]]:
-        """What the model would say if its layers ended earlier: outputs of layers, (n, dim) -> (n, vocab). In one
-        process."""
+        """What the model would say if its layers ended earlier: outputs of layers, (n,
+        dim) -> (n, vocab). In one process."""
         shard, epsilon = self.shard, self.config.norm_epsilon
         final = [rmsnorm(shard.arithmetic, x, shard.rms_final, epsilon) for x in outputs]
         return shard.classifier.times(final) if final else []
@@ -263,8 +271,8 @@ class Transformer:
 
 
 # ----------------------------------------------------------------------------
-# Tokenizer: byte-pair encoding, with single bytes for what the vocabulary lacks (run.c: Tokenizer,
-# build_tokenizer, str_lookup, encode, decode)
+# Tokenizer: byte-pair encoding, with single bytes for what the vocabulary lacks (run.c:
+# Tokenizer, build_tokenizer, str_lookup, encode, decode)
 
 BOS, EOS = 1, 2
 START = -1  # decode's previous token, where there is none
@@ -277,7 +285,8 @@ class Tokenizer:
     """
 
     def __init__(self, path: str, vocab_size: int | None, data: bytes | None = None):
-        """vocab_size: the model's; None: all tokens of the file. data: the file's bytes, if they are at hand."""
+        """vocab_size: the model's; None: all tokens of the file. data: the file's
+        bytes, if they are at hand."""
         if vocab_size is not None:
             console.need_integer("vocab_size", vocab_size, 1, 2**24)
         data = console.read_file(path) if data is None else data
@@ -318,14 +327,16 @@ class Tokenizer:
         return [BOS] * bos + merge(tokens, self._pair)
 
     def _pair(self, first: int, second: int) -> tuple[float, int] | None:
-        """Of two neighbours, the order in which they merge and the token that they become; None: they do not merge."""
+        """Of two neighbours, the order in which they merge and the token that they
+        become; None: they do not merge."""
         token = self.tokens.get(self.vocab[first] + self.vocab[second])
         if token is None or not self.scores[token] > -1e10:  # as low as run.c looks
             return None
         return -self.scores[token], token
 
     def decode(self, previous: int, token: int) -> bytes:
-        """The bytes of a token after the previous one: a space after BOS is dropped, <0xHH> is a byte."""
+        """The bytes of a token after the previous one: a space after BOS is dropped,
+        <0xHH> is a byte."""
         console.need_integer("token", token, 0, len(self.vocab) - 1)
         piece = self.vocab[token]
         if previous == BOS and piece.startswith(b" "):
@@ -374,8 +385,9 @@ class Sampler:
         self.temperature, self.p_value, self.seed = float(temperature), float(p_value), seed
         self.rng, self.arithmetic = rng, A
         self.state = seed
-        # What the last sample was drawn from: the tokens to choose from, what the coin was multiplied by, the
-        # probabilities of all tokens, the coin; None where the likeliest was taken
+        # What the last sample was drawn from: the tokens to choose from, what the coin
+        # was multiplied by, the probabilities of all tokens, the coin; None where the
+        # likeliest was taken
         self.drawn: tuple | None = None
 
     def coin(self) -> float:
@@ -384,8 +396,8 @@ class Sampler:
         return bits / 2**24
 
     def _choices(self, logits):
-        """The tokens to choose from (n), their running sums (n), what a coin is multiplied by, all probabilities
-        (vocab)."""
+        """The tokens to choose from (n), their running sums (n), what a coin is
+        multiplied by, all probabilities (vocab)."""
         temperature, p = r(self.temperature), r(self.p_value)
         scaled = R([v / temperature for v in logits])
         if not isfinite(sum(scaled)):
@@ -406,7 +418,8 @@ class Sampler:
         return tokens[:len(sums)], sums, sums[-1], probabilities
 
     def sample(self, logits: Sequence[float]) -> int:
-        """logits (vocab) -> a token. Raises ValueError if the temperature is so small that they overflow."""
+        """logits (vocab) -> a token. Raises ValueError if the temperature is so small
+        that they overflow."""
         if r(self.temperature) == 0.0:
             return logits.index(max(logits))
         tokens, sums, total, probabilities = self._choices(logits)
@@ -416,7 +429,8 @@ class Sampler:
 
 
 def pick(tokens: Sequence[int], sums: Iterable[float], coin: float) -> int:
-    """tokens (n), their running sums (n) -> the first token whose sum exceeds the coin, or else the last one."""
+    """tokens (n), their running sums (n) -> the first token whose sum exceeds the coin,
+    or else the last one."""
     for token, total in zip(tokens, sums, strict=False):
         if coin < total:
             return token
@@ -437,8 +451,8 @@ class Step:
     logits: array | None  # (vocab); None within the prompt, unless asked for
 
 
-# Positions taken together. A model that is read from the file is read once for all of them, which makes it three to
-# four times as fast at 15M parameters.
+# Positions taken together. A model that is read from the file is read once for all of
+# them, which makes it three to four times as fast at 15M parameters.
 CHUNK = 16
 
 
@@ -450,17 +464,20 @@ class Events(list):
 
 
 class Drafted:
-    """Stands for a transformer whose next tokens are known: it computes CHUNK positions at once and hands them out one
-    by one. Tokens after the draft are computed as they come."""
+    """Stands for a transformer whose next tokens are known: it computes CHUNK positions
+    at once and hands them out one by one. Tokens after the draft are computed as they
+    come."""
 
     def __init__(self, transformer, draft: Sequence[int], skip: int = 0):
-        """draft: the tokens of positions 0, 1, ...; skip: so many of them whose logits nobody wants."""
+        """draft: the tokens of positions 0, 1, ...; skip: so many of them whose logits
+        nobody wants."""
         self.transformer, self.draft, self.skip = transformer, draft, skip
         self.config, self.checkpoint = transformer.config, transformer.checkpoint
         self.ahead: dict[int, tuple] = {}  # position -> its token, events and logits, computed and not yet asked for
 
     def forward(self, token: int, pos: int, observe: Callable | None = None, logits: bool = True) -> array:
-        """As Transformer.forward. Raises ValueError if the token is not the drafted one."""
+        """As Transformer.forward. Raises ValueError if the token is not the drafted
+        one."""
         if pos not in self.ahead:
             tokens = self.draft[pos:pos + CHUNK] or [token]
             recorders = [Events() for _ in tokens] if observe else []
@@ -497,7 +514,8 @@ def generate(transformer: Transformer | Drafted, tokenizer: Tokenizer, sampler: 
 
 
 def check_length(prompt: Sequence[int], transformer: Transformer | Drafted) -> None:
-    """Raise ValueError if there is no prompt, not even BOS, or the context does not hold it."""
+    """Raise ValueError if there is no prompt, not even BOS, or the context does not
+    hold it."""
     if not prompt:
         raise ValueError("the prompt has no token; the encoded empty text has one, BOS")
     if len(prompt) > transformer.config.seq_len:
@@ -541,7 +559,8 @@ def chat(transformer: Transformer, tokenizer: Tokenizer, sampler: Sampler, steps
 
 
 def __getattr__(name: str) -> Any:
-    """verify and verify_many, which need more than the engine: they are loaded when they are asked for."""
+    """verify and verify_many, which need more than the engine: they are loaded when
+    they are asked for."""
     if name not in ("verify", "verify_many"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from llama2_py import command
