@@ -382,7 +382,8 @@ class Sampler:
         console.need("seed", seed, type(seed) is int and 0 < seed < 2**64, "1 to 2**64 - 1")
         console.need("rng", rng, rng in tuple(GENERATORS), " or ".join(GENERATORS))
         A = arithmetic_called(arithmetic)
-        self.temperature, self.p_value, self.seed = float(temperature), float(p_value), seed
+        self.temperature, self.p_value = temperature + 0.0, p_value + 0.0  # floats, and never -0.0
+        self.seed = seed
         self.rng, self.arithmetic = rng, A
         self.state = seed
         # What the last sample was drawn from: the tokens to choose from, what the coin

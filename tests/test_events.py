@@ -94,11 +94,32 @@ def test_a_line_that_is_too_long_is_refused_unread(monkeypatch):
         events.read_line("x", line)
 
 
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8}
+
+
 @pytest.mark.parametrize("change, message", [
     ({"dim": 9, "n_heads": 4}, "dim of the config cannot be 9, with 4 heads"),
-    ({"dim": 6, "n_heads": 2}, "dim of the config cannot be 6, with 2 heads"),
-    ({"dim": 16, "n_heads": 4, "n_kv_heads": 3}, "n_kv_heads of the config cannot be 3, with 4 heads")])
+    ({"dim": 6, "n_heads": 2}, "head_size of the config cannot be 3, with 2 heads"),
+    ({"dim": 16, "n_heads": 4, "n_kv_heads": 3}, "n_kv_heads of the config cannot be 3, with 4 heads"),
+    ({"n_heads": 2**12, "n_kv_heads": 1, "head_size": 2**12}, "n_heads of the config cannot be 4096"),
+    ({"norm_epsilon": 1e300}, "norm_epsilon of the config cannot be"), ({"norm_epsilon": 1e-30}, "norm_epsilon of"),
+    ({"rope_theta": 5e-324}, "rope_theta of"), ({"rope_theta": 0.5}, "rope_theta of"),
+    ({"rope_scaling": {"factor": 0.5}}, "rope_scaling of"),
+    ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "rope_scaling of"),
+    ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1e30}}, "rope_scaling of"),
+    ({"bos": 2**20}, "bos of"), ({"eos": [2**20]}, "eos of"), ({"eos": [5, 5]}, "eos of"), ({"eos": [2, 2]}, "eos of"),
+    ({"eos": list(range(3, 68))}, "eos of")])
 def test_a_config_is_one_that_a_checkpoint_can_have(change, message):
     line = events.encode({**HEADER, "config": {**CONFIG, **change}})
     with pytest.raises(ValueError, match=message):
         events.read_header("line 1", line)
+
+
+@pytest.mark.parametrize("fields", [{"temperature": -0.0}, {"p_value": -0.0},
+                                    {"arithmetic": "c", "config": {**CONFIG, "norm_epsilon": 1e-06}}])
+def test_a_header_that_no_run_writes_is_refused(fields):
+    assert events.read_header("x", events.encode(HEADER)) == HEADER
+    with pytest.raises(ValueError, match="^x: (temperature|p_value|arithmetic) cannot be"):
+        events.read_header("x", events.encode({**HEADER, **fields}))
+    other = {**CONFIG, "norm_epsilon": 1e-06, "rope_scaling": LLAMA3, "eos": list(range(3, 9))}
+    assert events.read_header("x", events.encode({**HEADER, "config": other}))["config"] == other

@@ -23,7 +23,7 @@ from struct import iter_unpack, unpack_from
 from typing import NamedTuple
 
 from llama2_py import console
-from llama2_py.engine.arithmetic import BYTE_ORDER, Arithmetic, R, from_bytes, to_bytes
+from llama2_py.engine.arithmetic import BYTE_ORDER, Arithmetic, R, from_bytes, r, to_bytes
 
 
 @dataclass
@@ -90,6 +90,34 @@ class Config:
 
 
 SHAPE = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len", "shared_classifier")
+
+
+MOST = 2**24 - 1                                     # of a size, also of that of all heads together
+SMALLEST_CONSTANT, LARGEST_CONSTANT = 2.0**-64, 2.0**64  # so that float32 neither overflows nor divides by 0
+MOST_ENDS = 64                                       # tokens that end a text: models have one to three
+
+
+def impossible(c: Config) -> str | None:
+    """The field of a config that no model has; None if there is none. The eight sizes are each in their range."""
+    possible = {
+        "dim": c.head_dim is not None or c.dim % c.n_heads == 0,
+        "head_size": c.head_size > 0 and c.head_size % 2 == 0,
+        "n_heads": c.n_heads * c.head_size <= MOST,
+        "n_kv_heads": c.n_heads % c.n_kv_heads == 0,
+        "norm_epsilon": SMALLEST_CONSTANT <= c.norm_epsilon <= LARGEST_CONSTANT,
+        "rope_theta": 1 <= c.rope_theta <= LARGEST_CONSTANT,
+        "rope_scaling": c.rope_scaling is None or is_scaling(c.rope_scaling),
+        "bos": c.bos < c.vocab_size or c.is_llama2c,
+        "eos": len(set(c.eos)) == len(c.eos) <= MOST_ENDS and (max(c.eos) < c.vocab_size or c.eos == (2,))}
+    return next((name for name, is_so in possible.items() if not is_so), None)
+
+
+def is_scaling(scaling: dict) -> bool:
+    """Whether a scaling of RoPE is one that a model can have: it lengthens the context."""
+    constants = [value for name, value in scaling.items() if name != "original_max_position_embeddings"]
+    if not all(SMALLEST_CONSTANT <= value <= LARGEST_CONSTANT for value in constants) or scaling["factor"] < 1:
+        return False
+    return len(scaling) == 1 or r(scaling["low_freq_factor"]) < r(scaling["high_freq_factor"])
 
 
 def shapes(c: Config) -> dict[str, tuple[int, int, int]]:

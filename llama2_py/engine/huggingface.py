@@ -27,16 +27,14 @@ from llama2_py import console
 from llama2_py.console import printable
 from llama2_py.engine.arithmetic import r
 from llama2_py.engine.arithmetic import Arithmetic
-from llama2_py.engine.checkpoint import Config, in_tree_order, shapes
+from llama2_py.engine.checkpoint import (LARGEST_CONSTANT, MOST, MOST_ENDS, SMALLEST_CONSTANT, Config,
+                                          in_tree_order, shapes)
 from llama2_py.engine.safetensors import (MAX_JSON, VALUES, WEIGHTS, Tensor, TensorFile, file_identity, float32_bytes,
                                           read_json, widened)
 
 # ----------------------------------------------------------------------------
 # config.json
 
-LARGEST_SIZE = 2**24 - 1    # of a dimension, as in a checkpoint of llama2.c
-# Of epsilon, theta and factors: no float32 that is computed from these overflows, or is 0 and divides
-SMALLEST_NUMBER, LARGEST_NUMBER = 2.0**-64, 2.0**64
 REQUIRED = object()         # stands for a default where there is none
 
 # The architectures, and what config.json calls their kind
@@ -73,7 +71,7 @@ class Fields:
         value = self.values.get(key)
         return default if value is None else value
 
-    def integer(self, key: str, default: Any = REQUIRED, low: int = 1, high: int = LARGEST_SIZE) -> Any:
+    def integer(self, key: str, default: Any = REQUIRED, low: int = 1, high: int = MOST) -> Any:
         """An integer from low to high."""
         value = self.get(key, default)
         if value is not default:
@@ -81,11 +79,11 @@ class Fields:
         self.need(value is not REQUIRED, key, f"an integer from {low} to {high}")
         return value
 
-    def number(self, key: str, default: Any = REQUIRED, low: float = SMALLEST_NUMBER) -> float:
+    def number(self, key: str, default: Any = REQUIRED, low: float = SMALLEST_CONSTANT) -> float:
         """A number from low on, as a float."""
         value = self.get(key, default)
-        possible = type(value) in (int, float) and low <= value <= LARGEST_NUMBER
-        self.need(possible, key, f"a number from {low:g} to {LARGEST_NUMBER:g}")
+        possible = type(value) in (int, float) and low <= value <= LARGEST_CONSTANT
+        self.need(possible, key, f"a number from {low:g} to {LARGEST_CONSTANT:g}")
         return float(value)
 
     def boolean(self, key: str, default: bool) -> bool:
@@ -158,6 +156,8 @@ def check_heads(fields: Fields, c: Config) -> None:
         fields.need(c.head_size % 2 == 0, "hidden_size",
                     f"num_attention_heads, {c.n_heads}, times an even number, not {c.head_size}")
     fields.need(c.head_size % 2 == 0, "head_dim", "even")
+    fields.need(c.n_heads * c.head_size <= MOST, "num_attention_heads",
+                f"at most {MOST} divided by the size of a head, {c.head_size}")
     fields.need(c.n_heads % c.n_kv_heads == 0, "num_attention_heads",
                 f"a multiple of num_key_value_heads, {c.n_kv_heads}")
 
@@ -214,7 +214,9 @@ def read_ends(fields: Fields, generation: Fields, vocab_size: int) -> tuple[int,
     tokens = eos if type(eos) is list else [eos]
     possible = all(type(token) is int and 0 <= token < vocab_size for token in tokens)
     source.need(possible and tokens != [], "eos_token_id", f"a token of the vocabulary of {vocab_size}, or some")
-    return bos, tuple(dict.fromkeys(tokens))
+    ends = tuple(dict.fromkeys(tokens))
+    source.need(len(ends) <= MOST_ENDS, "eos_token_id", f"at most {MOST_ENDS} tokens, not {len(ends)}")
+    return bos, ends
 
 
 # ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 from llama2_py.console import VerificationError, printable
 from llama2_py.engine import graph
 from llama2_py.engine.arithmetic import to_bytes
-from llama2_py.engine.checkpoint import Config
+from llama2_py.engine.checkpoint import Config, impossible
 from llama2_py.engine.graph import OPERATIONS
 
 FORMAT = "llama2.py trace 2"
@@ -84,7 +84,9 @@ def fits(value: Any, kind: Any) -> bool:
         return type(value) is list and value != [] and all(fits(token, int) for token in value)
     if kind in (str, bool):
         return type(value) is kind
-    return type(value) is kind and 0 <= value < (2**64 if kind is int else math.inf)
+    if kind is float:
+        return type(value) is float and 0 <= value < math.inf and math.copysign(1, value) > 0  # -0.0 is another text
+    return type(value) is int and 0 <= value < 2**64
 
 
 def fits_config(value: Any) -> bool:
@@ -137,7 +139,7 @@ def read_header(where: str, line: bytes) -> dict:
     if "format" not in header:
         raise ValueError(f"{where}: not a trace's header")
     tokens, vocab_size, seq_len = header["tokens"], header["config"]["vocab_size"], header["config"]["seq_len"]
-    check_shape(where, header["config"])
+    check_config(where, header)
     for name, possible in [("p_value", header["p_value"] <= 1), ("seed", header["seed"] > 0),
                            ("steps", 0 < header["steps"] <= seq_len), ("tokens", len(tokens) <= seq_len),
                            ("tokens", max(tokens) < vocab_size)]:
@@ -147,18 +149,16 @@ def read_header(where: str, line: bytes) -> dict:
     return header
 
 
-def check_shape(where: str, c: dict) -> None:
-    """Raise ValueError if no model has this config."""
-    config = Config.of(c)
-    whole = config.head_dim is not None or config.dim % config.n_heads == 0
-    for name, possible in [("dim", whole and config.head_size % 2 == 0 and config.head_size > 0),
-                           ("n_kv_heads", config.n_heads % config.n_kv_heads == 0)]:
-        if not possible:
-            raise ValueError(f"{where}: {name} of the config cannot be {c[name]}, with {c['n_heads']} heads")
-    for token in (config.bos, *config.eos):
-        if token >= config.vocab_size and not config.is_llama2c:
-            raise ValueError(f"{where}: a token of the config cannot be {token}, with a vocabulary of "
-                             f"{config.vocab_size}")
+def check_config(where: str, header: dict) -> None:
+    """Raise ValueError if no model has the config of a header, or no run in its arithmetic."""
+    config = Config.of(header["config"])
+    name = impossible(config)
+    if name is not None:
+        value = header["config"].get(name, config.head_size)
+        raise ValueError(f"{where}: {name} of the config cannot be {printable(value, 100)}, "
+                         f"with {config.n_heads} heads and a vocabulary of {config.vocab_size}")
+    if header["arithmetic"] == "c" and not config.is_llama2c:
+        raise ValueError(f"{where}: arithmetic cannot be c, with constants that llama2.c does not have")
 
 
 class Layout:
