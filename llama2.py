@@ -78,11 +78,12 @@ def softmax(A: Arithmetic, x: Sequence[float]) -> tuple[float, ...]:
     return R([v / total for v in e])
 
 
-def rope_angles(A: Arithmetic, pos: int, config: Config) -> tuple[list[float], list[float]]:
+def rope_angles(A: Arithmetic, pos: int, config: Config, pairs: Sequence[int] | None = None
+                ) -> tuple[list[float], list[float]]:
     """The cosines and sines, (hs / 2) each, of the angles by which a position turns the
     pairs of a head: pos / theta^(2i / hs), where theta is 10000, unless the config says
-    otherwise."""
-    angles = [r(pos * f) for f in frequencies(A, config)]
+    otherwise. pairs: of these alone."""
+    angles = [r(pos * f) for f in frequencies(A, config, pairs)]
     return [A.cos(a) for a in angles], [A.sin(a) for a in angles]
 
 

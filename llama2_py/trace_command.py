@@ -180,7 +180,8 @@ def add_referee(command: Callable) -> None:
                help="the heads that A and B published, SIZE:HEX")
 
     def tokenizer(option: Callable) -> None:
-        option("-z", "--tokenizer", help="where the text alone is in dispute")
+        option("-z", "--tokenizer", help="its file, from which the text of a step's line "
+               "follows")
 
     roots(command("ask", run("ask"), "where two logs part, and what must be revealed", "a", "b"))
     option = command("reveal", run("reveal"), "a party's message: inputs and result of an event", "trace")
@@ -196,6 +197,7 @@ def add_referee(command: Callable) -> None:
     option = command("judge", run("judge"), "who is wrong, or right, by the messages", "a", "b")
     option("messages", nargs="*")
     roots(option)
+    tokenizer(option)
     option = command("settle", run("settle"), "play the referee and every party whose log the model reproduces", "a",
                      "b", "checkpoint")
     option("messages", nargs="*", help="of the other party")

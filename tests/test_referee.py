@@ -308,7 +308,7 @@ def test_a_lie_that_follows_from_false_inputs_or_rows_does_not_pass(run, evidenc
             found.take_values(scanner(messages.write_values(index, inputs, b"")))
         with pytest.raises(VerificationError):
             found.take_rows(scanner(events.encode(message) + b"\n"))
-        assert found.row is None and not any(found.known) and not found.is_whole()
+        assert found.row is None and not found.product and not found.is_whole()
 
 
 def test_messages_that_are_not_about_the_dispute_are_refused(run, evidence, capfdbinary):
@@ -566,6 +566,41 @@ def test_two_liars_who_lie_in_different_elements_do_not_make_each_other_honest(r
     assert judged(capfdbinary, "settle", *paths, model) == "neither is right"
 
 
+FALSE_LOGITS = {"logits": "5" * 64}
+
+
+@pytest.mark.parametrize("of_a, of_b, without, with_tokenizer", [
+    ({}, FALSE_LOGITS, "A is right", "A is right"),
+    ({}, {**FALSE_LOGITS, "text": "lie"}, "B is wrong", "A is right"),
+    ({"text": "lie"}, FALSE_LOGITS, "B is wrong", "neither is right"),
+    ({"next": 7}, FALSE_LOGITS, "neither is right", "neither is right"),
+    ({"next": 7, "text": "lie"}, {"logits": "5" * 64, "next": 8}, "neither is right", "neither is right"),
+    ({}, {"next": 7, "text": "lie"}, "B is wrong", "A is right"),
+    ({"text": "lie"}, {"next": 7}, "B is wrong", "neither is right"),
+    ({"next": 7}, {"text": "lie"}, "A is wrong", "neither is right")])
+def test_a_line_is_right_in_all_its_fields_or_not_at_all(run, capfdbinary, of_a, of_b, without, with_tokenizer):
+    """Both logs end with the step in dispute: who is right in the logits may lie about the token, or the text."""
+    model, tokenizer, lines, folder = run
+    index = at("logits", 3)
+    logs = [forge(folder / f"field {name}.trace", [*lines[:index], edit(lines[index], **fields)], False)
+            for name, fields in zip("ab", (of_a, of_b), strict=True)]
+    code, out, _ = command(capfdbinary, "settle", *logs, model, program=tracing)
+    assert code == 0 and out.decode().splitlines()[-1] == without
+    computed = "of A logits and next were computed and found right; the text, in which they differ, was not computed"
+    if of_b == {**FALSE_LOGITS, "text": "lie"}:
+        assert computed in out.decode()
+    assert judged(capfdbinary, "settle", *logs, model, "-z", tokenizer) == with_tokenizer
+    code, message, _ = command(capfdbinary, "reveal", logs[0], index, model, program=tracing)
+    (folder / "field.reveal").write_bytes(message)
+    code, message, _ = command(capfdbinary, "rows", model, "classifier", 0, program=tracing)
+    (folder / "field.rows").write_bytes(message)
+    if "logits" in of_b:
+        sent = ["judge", *logs, folder / "field.reveal", folder / "field.rows"]
+        assert judged(capfdbinary, *sent) == without
+        assert judged(capfdbinary, *sent, "-z", tokenizer) == with_tokenizer
+        assert "expected" in failure(capfdbinary, *sent, "-z", model, program=tracing, code=1)
+
+
 def test_an_element_proves_a_party_wrong_while_the_other_is_silent(run, evidence):
     index = at("gate", 2)
     truth = evidence(index)
@@ -648,6 +683,61 @@ def test_a_header_with_many_layers_costs_nothing(tmp_path, n_layers):
     assert megabytes <= small[1] + SLACK
 
 
+@pytest.mark.parametrize("op, config", [
+    ("gate", {"hidden_dim": 2**24 - 1}), ("q", {"head_size": 2**23 - 2, "n_heads": 2, "n_kv_heads": 1})])
+def test_a_header_with_many_rows_costs_nothing(tmp_path, op, config):
+    """A message opens the inputs, and rows at both ends and in between."""
+    c = {**CONFIG, "dim": 2, "n_heads": 1, "n_kv_heads": 1, **config}
+    leaves = Leaves(c)
+    tensor, rows = PRODUCTS[op][0], leaves.shapes[PRODUCTS[op][0]][0]
+    x = bits([1.0, 2.0])
+    opened = [0, 1, rows // 2 // 2 * 2, rows // 2 // 2 * 2 + 1, rows - 2, rows - 1]
+    tree, paths = sparse_tree(leaves, {0: events.encode(c), **{
+        leaves.index(Row(tensor, 0, row)): x for row in opened}})
+    header = {**HEADER, "level": "op", "weights": tree.hex(), "config": c}
+    index = 2 + OPERATIONS.index(op)
+    layout = events.Layout(header)
+    before = [events.encode({**layout.place(i), "sha256": sha256(x)}) for i in range(1, index)]
+    logs = [forge(tmp_path / claim, [events.encode(header), *before, events.encode(
+        {**layout.place(index), "sha256": claim * 64})], False) for claim in "12"]
+    (tmp_path / "values").write_bytes(messages.write_values(index, [x], b""))
+    (tmp_path / "rows").write_bytes(events.encode({
+        "format": "llama2.py rows 1", "config": [h.hex() for h in paths[0]], "rows": [
+            {"tensor": tensor, "layer": 0, "row": row, "values": messages.base64_of(x),
+             "path": [h.hex() for h in paths[leaves.index(Row(tensor, 0, row))]]} for row in opened]}) + b"\n")
+    _, small = measured("ask", *with_config(tmp_path))
+    for sent, missing in ([], rows), (["rows"], rows - len(opened)):
+        last, megabytes = measured("judge", *logs, tmp_path / "values", *[tmp_path / name for name in sent])
+        assert last.startswith(f"needed: {missing} rows of {tensor}: trace.py rows CHECKPOINT {tensor} 0 (or the")
+        assert megabytes <= small + SLACK
+
+
+def sparse_tree(leaves, known):
+    """The root of a tree whose leaves are empty but for some, and the path of each of these (RFC 6962, 2.1)."""
+    empty = {}
+
+    def head(begin, end):
+        if not any(begin <= index < end for index in known):
+            if end - begin not in empty:
+                empty[end - begin] = combined(begin, end) if end - begin > 1 else merkle.leaf_hash(b"")
+            return empty[end - begin]
+        return combined(begin, end) if end - begin > 1 else merkle.leaf_hash(known[begin])
+
+    def combined(begin, end):
+        middle = begin + (1 << (end - begin - 1).bit_length() - 1)
+        return merkle.node_hash(head(begin, middle), head(middle, end))
+
+    def path(index, begin, end):
+        if end - begin == 1:
+            return []
+        middle = begin + (1 << (end - begin - 1).bit_length() - 1)
+        if index < middle:
+            return [*path(index, begin, middle), head(middle, end)]
+        return [*path(index, middle, end), head(begin, middle)]
+
+    return head(0, leaves.size), {index: path(index, 0, leaves.size) for index in known}
+
+
 @pytest.mark.parametrize("change", [{"n_layers": 2**24}, {"dim": 0}, {"vocab_size": 2**40}, {"n_heads": 3},
                                     {"n_kv_heads": 3}, {"dim": 5}, {"seq_len": -1}, {"hidden_dim": 1.0}])
 def test_a_header_with_shapes_that_no_checkpoint_has_is_refused(tmp_path, capfdbinary, change):
@@ -676,7 +766,7 @@ def test_the_rows_of_a_silent_party_take_no_memory(tmp_path):
               "seed": 1, "steps": 1, "level": "op", "prompt": "", "tokens": [1]}
     layout = events.Layout(header)
     before = [events.encode({**layout.place(i), "sha256": sha256(x)}) for i in range(1, layout.lines)]
-    step = {"pos": 0, "token": 1, "next": 2, "text": ""}
+    step = {"pos": 0, "token": 1, "next": 0, "text": ""}
     logs = [forge(tmp_path / claim[:1], [events.encode(header), *before, events.encode({**step, "logits": claim})])
             for claim in (sha256(logits), "5" * 64)]
     (tmp_path / "values").write_bytes(messages.write_values(layout.lines, [x], b""))

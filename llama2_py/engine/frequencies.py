@@ -2,17 +2,19 @@
 
     frequencies(Exact, config)    # (hs / 2): theta^(-2i / hs) for pair i, scaled if the config says so
 """
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import pi
 
 from llama2_py.engine.arithmetic import Arithmetic, r
 from llama2_py.engine.checkpoint import Config
 
 
-def frequencies(A: Arithmetic, config: Config) -> list[float]:
-    """The frequencies of the pairs of a head, (hs / 2)."""
+def frequencies(A: Arithmetic, config: Config, pairs: Sequence[int] | None = None) -> list[float]:
+    """The frequencies of the pairs of a head, (hs / 2); pairs: of these alone."""
     hs = config.head_size
-    result = [r(1.0 / A.pow(r(config.rope_theta), r(2 * i / hs))) for i in range(hs // 2)]
+    if pairs is None:
+        pairs = range(hs // 2)
+    result = [r(1.0 / A.pow(r(config.rope_theta), r(2 * i / hs))) for i in pairs]
     return [scaled(f, config.rope_scaling) for f in result] if config.rope_scaling else result
 
 

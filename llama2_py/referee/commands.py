@@ -32,9 +32,8 @@ from llama2_py.engine.arithmetic import to_bytes
 from llama2_py.engine.models import open_checkpoint
 from llama2_py.log.formats import read
 from llama2_py.log.weights import Leaves, Row, weights_tree
-from llama2_py.referee.dispute import Dispute, LoggedEvent
-from llama2_py.referee.judge import (PARTIES, SHOWN, Evidence, Needed, Ruling, check_input, judge, reveal_command,
-                                     unopened)
+from llama2_py.referee.dispute import MOST_TOKENIZER, Dispute, LoggedEvent
+from llama2_py.referee.judge import PARTIES, SHOWN, Evidence, Needed, Ruling, check_input, judge, reveal_command
 from llama2_py.referee.messages import Pieces, Scanner, begins_with_rows, write_rows, write_values
 
 SHOWN_INPUTS = 3  # of a list of inputs
@@ -233,6 +232,7 @@ def run_rows(args: argparse.Namespace, out: TextIO) -> int:
 def run_judge(args: argparse.Namespace, out: TextIO) -> int:
     """Print the verdict over messages."""
     hearing = Hearing(read_dispute(args))
+    take_tokenizer(hearing, args.tokenizer)
     with contextlib.ExitStack() as stack:
         hearing.open(args.messages, stack)
         hearing.take_values()
@@ -245,17 +245,24 @@ def run_settle(args: argparse.Namespace, out: TextIO) -> int:
     dispute = read_dispute(args)
     print_dispute(dispute, out)
     hearing = Hearing(dispute, out)
+    take_tokenizer(hearing, args.tokenizer)
     with contextlib.ExitStack() as stack:
         hearing.open(args.messages, stack)
         hearing.take_values()
         reveal_to(hearing, Replay(dispute, args.checkpoint, args.tokenizer))
         hearing.take_rows()
-    missing = unopened(hearing.evidence, range(dispute.task.rows))
-    if missing:
+    if not hearing.evidence.is_whole():
+        missing = hearing.evidence.lacks(range(dispute.task.rows))
         with contextlib.closing(open_checkpoint(args.checkpoint)) as checkpoint:
             rows = Pieces(write_rows(weights_tree(checkpoint), checkpoint, missing))
             hearing.take_rows_from(Scanner("the model's rows", rows), "whoever has the model")
     return conclude(hearing, bool(args.roots), out)
+
+
+def take_tokenizer(hearing: Hearing, path: str | None) -> None:
+    """Give a hearing the tokenizer's file, if there is one."""
+    if path is not None:
+        hearing.evidence.take_tokenizer(path, console.read_file(path, MOST_TOKENIZER))
 
 
 def reveal_to(hearing: Hearing, replay: Replay) -> None:

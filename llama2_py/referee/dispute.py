@@ -19,8 +19,9 @@ from llama2_py.log.reading import Trace
 from llama2_py.log.weights import Leaves, Row
 
 RESIDUALS = ("attention_residual", "ffn_residual")
+CLAIMS = ("sha256", "logits", "next", "text")  # the fields of a line that follow from something
 ROTATED = ("q", "k")  # products that RoPE turns: their elements come in pairs
-MOST_TOKENIZER = 2**24  # bytes of a tokenizer's file
+MOST_TOKENIZER = 2**25  # bytes of a tokenizer's file: that of Llama 3 has 9 million
 
 # ----------------------------------------------------------------------------
 # Operations, by the blocks of llama2.py
@@ -44,15 +45,17 @@ def compute(A: Arithmetic, config: Config, op: str, pos: int, vectors: Sequence[
     if op in ("weights", "attention"):
         return by_heads(A, config, op, vectors[0], vectors[1:])
     product = A.dots(A.Matrix(rows), A.operand(vectors[0]))
-    return from_product(A, config, op, pos, product)
+    return llama2.rope(product, *llama2.rope_angles(A, pos, config)) if op in ROTATED else product
 
 
-def from_product(A: Arithmetic, config: Config, op: str, pos: int, product: Sequence[float]) -> Sequence[float]:
-    """A matrix times a vector, all of it -> the result of the operation. q and k are turned by RoPE."""
+def element_of(A: Arithmetic, config: Config, op: str, pos: int, element: int, products: Sequence[float]) -> float:
+    """One element of a matrix times a vector, by the products of the rows on which it depends (Task.rows_of). q and k
+    are turned by RoPE."""
     if op not in ROTATED:
-        return product
-    cos, sin = llama2.rope_angles(A, pos, config)
-    return llama2.rope(product, cos, sin)
+        return products[0]
+    pair = element % config.head_size // 2
+    cos, sin = llama2.rope_angles(A, pos, config, [pair])
+    return llama2.rope(products, cos, sin)[element % 2]
 
 
 def by_heads(A: Arithmetic, config: Config, op: str, x: Sequence[float], cache: Sequence[Sequence[float]]
@@ -192,11 +195,11 @@ class LoggedEvent:
                 sampler.coin()
         return sampler.sample(logits)
 
-    def decoded(self, tokenizer: bytes) -> str:
-        """The text of a step, by a tokenizer's file."""
-        event = self.log.event(self.index)
+    def decoded(self, tokenizer: bytes, following: int) -> str:
+        """The text of a step, by a tokenizer's file and the token that follows."""
+        token = self.log.event(self.index)["token"]
         loaded = llama2.load_tokenizer("the tokenizer's file", self.config.vocab_size, tokenizer)
-        return loaded.decode(event["token"], event["next"]).decode("utf-8", "backslashreplace")
+        return loaded.decode(token, following).decode("utf-8", "backslashreplace")
 
 
 class Dispute(LoggedEvent):
@@ -210,10 +213,17 @@ class Dispute(LoggedEvent):
         index = next((i for i in range(count) if a.lines[i] != b.lines[i]), 0)
         if not index:
             raise VerificationError(b.path, "lines", "a difference", f"none in {count}")
-        events = [log.event(index) for log in (a, b)]
-        kind = next((kind for kind in ("logits", "next", "text") if events[0].get(kind) != events[1].get(kind)), "")
+        self.events = [log.event(index) for log in (a, b)]  # what A and B say
+        first, second = self.events
+        kind = next((kind for kind in CLAIMS if first.get(kind) != second.get(kind)), "")
         super().__init__(a, index, kind)
-        self.claims = [event.get("sha256") or event[kind] for event in events]  # what A and B say
+        self.kind = kind  # the first field in which they differ
+        self.claims = [event[kind] for event in self.events]
+
+    def undecided(self, computed: Sequence[str]) -> list[str]:
+        """The fields in which the two lines differ and that are not among those that were computed."""
+        first, second = self.events
+        return [name for name in CLAIMS if first.get(name) != second.get(name) and name not in computed]
 
 
 def two_headers(a: Trace, b: Trace) -> VerificationError:

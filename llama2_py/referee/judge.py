@@ -3,6 +3,7 @@
     evidence = Evidence(dispute)
     evidence.take_values(scanner)    # each message is held against the hashes of the logs
     evidence.take_rows(scanner)      # rows are computed with as they are read, and not kept
+    evidence.take_tokenizer(path, data)    # of a step's line: its text follows from it
     judge(evidence)                  # a Ruling, or what is Needed
 
 Nothing is said that was not computed. One element of a result proves a party wrong, and no more: whoever is right in it
@@ -10,8 +11,9 @@ may be wrong elsewhere. Only the whole result, computed, and hashed as a log has
 """
 import enum
 import hashlib
+import itertools
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +22,14 @@ from llama2_py.console import VerificationError, printable
 from llama2_py.engine.arithmetic import from_bytes, to_bytes
 from llama2_py.log.events import encode
 from llama2_py.log.weights import Row
-from llama2_py.referee.dispute import Dispute, Input, compute, from_product
+from llama2_py.referee.dispute import CLAIMS, MOST_TOKENIZER, Dispute, Input, compute, element_of
 from llama2_py.referee.messages import RowsReader, Scanner, read_values
+from llama2_py.referee.product import Product
 
 PARTIES = ("A", "B")
 MOST_OTHER_ROWS = 64  # rows that a message may have beside those of the dispute, such as another dispute's
 BAD_NUMBERS = (ValueError, OverflowError, ZeroDivisionError)  # what numbers that no run has raise
+FEW_ROWS = 2  # that a command names one by one
 SHOWN = 100  # characters of a claim that are printed
 
 # ----------------------------------------------------------------------------
@@ -56,8 +60,8 @@ class Evidence:
         self.inputs: list[Any] | None = None if dispute.task.inputs else []  # vectors, or the tokenizer's file
         self.outputs: list[bytes | None] = [None, None]  # the results of A and B
         self.row: Sequence[float] | None = None          # the one row of an embedding or a norm
-        self.product = array("f")                        # of the matrix and the input, for the rows that are known
-        self.known = bytearray()                         # row -> 1 if its element of the product is computed
+        self.product = Product()                         # of the matrix and the input, for the rows that were opened
+        self.tokenizer: bytes | None = None              # its file
 
     # -- values
 
@@ -81,6 +85,8 @@ class Evidence:
             if not wanted.is_file:
                 found[i] = from_bytes(found[i])  # one by one, since all of them twice would take much memory
         self.inputs = found
+        if self.dispute.task.op == "text":
+            self.tokenizer = found[0]
 
     def _take_output(self, path: str, output: bytes) -> str:
         claims, n = self.dispute.claims, self.dispute.task.n
@@ -129,20 +135,30 @@ class Evidence:
         if not task.is_product:
             self.row = values
             return
-        if not self.known:
-            self.known = bytearray(task.rows)
-            self.product = array("f", bytes(4 * task.rows))
-        if self.known[number]:
-            return
-        with Guard(self.dispute):
-            self.product[number] = self.dispute.arithmetic.dot(values, self.inputs[0])
-        self.known[number] = 1
+        if number not in self.product:
+            with Guard(self.dispute):
+                self.product[number] = self.dispute.arithmetic.dot(values, self.inputs[0])
+
+    # -- the tokenizer
+
+    def take_tokenizer(self, path: str, data: bytes) -> None:
+        """The tokenizer's file."""
+        task, committed = self.dispute.task, self.dispute.header["tokenizer"]
+        check_input(path, Input("tokenizer", 0, MOST_TOKENIZER, committed, is_file=True), data)
+        self.tokenizer = data
+        if task.op == "text":
+            self.inputs = [data]
 
     # -- results
 
-    def knows(self, element: int) -> bool:
-        """Whether an element of a product has been computed."""
-        return bool(self.known) and all(self.known[row] for row in self.dispute.task.rows_of(element))
+    def lacks(self, numbers: Iterable[int]) -> Iterator[Row]:
+        """Those of some rows of the dispute's tensor that have not been opened."""
+        tensor = self.dispute.task.tensor
+        if tensor is None or self.row is not None:
+            return
+        for number in numbers:
+            if number not in self.product:
+                yield Row(tensor.tensor, tensor.layer, tensor.row + number)
 
     def is_whole(self) -> bool:
         """Whether everything is there that the whole result takes."""
@@ -150,42 +166,64 @@ class Evidence:
         if self.inputs is None:
             return False
         if task.is_product:
-            return sum(self.known) == task.rows
+            return len(self.product) == task.rows
         return task.tensor is None or self.row is not None
 
-    def numbers(self) -> bytes:
-        """The result of an operation, as it is hashed: of a product the elements that are known, of others all."""
-        d = self.dispute
-        with Guard(d):
-            if d.task.is_product:
-                return to_bytes(from_product(d.arithmetic, d.config, d.task.op, d.task.pos, self.product))
-            rows = [] if self.row is None else [self.row]
-            return to_bytes(compute(d.arithmetic, d.config, d.task.op, d.task.pos, self.inputs or [], rows))
+    def elements(self) -> Iterator[int]:
+        """The elements of a product that can be computed, in order."""
+        task = self.dispute.task
+        for number in self.product:
+            if all(row in self.product for row in task.rows_of(number)):
+                yield number
 
-    def line(self) -> Any:
-        """What the line in dispute says by definition, when everything is there: the token, the text, or a hash."""
+    def element(self, number: int) -> float:
+        """An element of a product that can be computed."""
+        d, task = self.dispute, self.dispute.task
+        products = [self.product[row] for row in task.rows_of(number)]
+        with Guard(d):
+            return element_of(d.arithmetic, d.config, task.op, task.pos, number, products)
+
+    def numbers(self) -> Sequence[float]:
+        """The whole result of an operation."""
+        d, task = self.dispute, self.dispute.task
+        if task.is_product:
+            return array("f", map(self.element, range(task.n)))
+        rows = [] if self.row is None else [self.row]
+        with Guard(d):
+            return compute(d.arithmetic, d.config, task.op, task.pos, self.inputs or [], rows)
+
+    def fields(self) -> dict[str, Any]:
+        """What the line in dispute says by definition, field by field, as far as it can be computed."""
+        d, op = self.dispute, self.dispute.task.op
         assert self.inputs is not None and self.is_whole()
-        with Guard(self.dispute):
-            if self.dispute.task.op == "next":
-                return self.dispute.chosen(self.inputs[0])
-            if self.dispute.task.op == "text":
-                return self.dispute.decoded(self.inputs[0])
-        return hashlib.sha256(self.numbers()).hexdigest()
+        if d.kind == "sha256":
+            return {"sha256": hashlib.sha256(to_bytes(self.numbers())).hexdigest()}
+        found: dict[str, Any] = {}
+        following = d.events[0]["next"]  # as in both, if the text alone is in dispute
+        if op != "text":
+            logits = self.numbers() if op == "logits" else self.inputs[0]
+            if op == "logits":
+                found["logits"] = hashlib.sha256(to_bytes(logits)).hexdigest()
+            with Guard(d):
+                following = found["next"] = d.chosen(logits)
+        if self.tokenizer is not None:
+            with Guard(d, "tokenizer", "a file that can be read"):
+                found["text"] = d.decoded(self.tokenizer, following)
+        return found
 
 
 class Guard:
-    """Within it, numbers that no run has are what both logs committed to, and so a VerificationError."""
+    """Within it, numbers or a file that no run has are what both logs committed to, and so a VerificationError."""
 
-    def __init__(self, dispute: Dispute):
-        self.dispute = dispute
+    def __init__(self, dispute: Dispute, field: str = "inputs", expected: str = "numbers that a run can have"):
+        self.dispute, self.field, self.expected = dispute, field, expected
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if isinstance(error, BAD_NUMBERS):
-            where = self.dispute.log.path
-            raise VerificationError(where, "inputs", "numbers that a run can have", str(error)) from None
+            raise VerificationError(self.dispute.log.path, self.field, self.expected, str(error)) from None
 
 
 def check_input(path: str, wanted: Input, data: bytes) -> None:
@@ -237,44 +275,68 @@ def judge(evidence: Evidence) -> Ruling | Needed:
 def rule_by_whole(evidence: Evidence) -> Ruling:
     """The ruling when the whole result can be computed."""
     dispute, (a, b) = evidence.dispute, evidence.outputs
-    own = evidence.line()
+    own = evidence.fields()
     reasons = []
-    if a and b:
-        reasons.append(element_line(evidence, first_difference(a, b), evidence.numbers()))
+    if a and b and dispute.task.is_product:
+        number = first_difference(a, b)
+        reasons.append(element_line(evidence, number, evidence.element(number)))
     reasons += dialect_lines(dispute)
-    shown = [printable(value, SHOWN) for value in (*dispute.claims, own)]
-    reasons.append("A {}, B {}, by definition {}".format(*shown))
-    if own == dispute.claims[0]:
-        return Ruling(reasons, Conclusion.A_RIGHT)
-    if own == dispute.claims[1]:
-        return Ruling(reasons, Conclusion.B_RIGHT)
-    return Ruling(reasons, Conclusion.NEITHER_RIGHT)
+    reasons += [field_line(dispute, name, own[name]) for name in own]
+    wrong = [[name for name in own if event[name] != own[name]] for event in dispute.events]  # of A and B
+    reasons += uncomputed(dispute, own)
+    if all(wrong):
+        return Ruling(reasons, Conclusion.NEITHER_RIGHT)
+    other = 0 if wrong[1] else 1  # whose fields are right, as far as they were computed
+    if dispute.undecided(list(own)):
+        computed = " and ".join(own)
+        reasons.append(f"of {PARTIES[other]} {computed} {was(own)} computed and found right; the text, in which they "
+                       "differ, was not computed: that takes the tokenizer's file (-z)")
+        return Ruling(reasons, (Conclusion.B_WRONG, Conclusion.A_WRONG)[other])
+    return Ruling(reasons, (Conclusion.A_RIGHT, Conclusion.B_RIGHT)[other])
+
+
+def was(things: Sized) -> str:
+    """was, or were, of so many things."""
+    return "was" if len(things) == 1 else "were"
+
+
+def field_line(dispute: Dispute, name: str, own: Any) -> str:
+    """What both parties have for a field of a line, and what it is."""
+    shown = [printable(value, SHOWN) for value in (*[event[name] for event in dispute.events], own)]
+    of = "" if dispute.kind == "sha256" else f"{name}: "
+    return of + "A {}, B {}, by definition {}".format(*shown)
+
+
+def uncomputed(dispute: Dispute, own: dict[str, Any]) -> list[str]:
+    """What to say of the fields that both have alike, and that were not computed."""
+    names = [name for name in CLAIMS if name in dispute.events[0] and name not in own]
+    names = [name for name in names if name not in dispute.undecided([])]
+    if not names:
+        return []
+    return [f"the {' and '.join(names)}, in which they agree, {was(names)} not computed"]
 
 
 def rule_by_elements(evidence: Evidence) -> Ruling | None:
     """The ruling when some elements of a product can be computed; None if they prove nobody wrong."""
-    n = evidence.dispute.task.n
-    known = [element for element in range(n) if evidence.knows(element)] if any(evidence.outputs) else []
-    if not known:
+    n, outputs = evidence.dispute.task.n, evidence.outputs
+    wrong: list[int | None] = [None, None]  # the first element that A, or B, has otherwise
+    count = 0
+    for number in evidence.elements() if any(outputs) else ():
+        own = to_bytes([evidence.element(number)])
+        count += 1
+        for party, output in enumerate(outputs):
+            if output and wrong[party] is None and output[4 * number:4 * number + 4] != own:
+                wrong[party] = number
+    if wrong == [None, None]:
         return None
-    own = evidence.numbers()
-    wrong = [first_wrong(output, own, known) for output in evidence.outputs]  # of A and B
-    reasons = [element_line(evidence, element, own) for element in sorted({e for e in wrong if e is not None})]
+    false = sorted({number for number in wrong if number is not None})
+    reasons = [element_line(evidence, number, evidence.element(number)) for number in false]
     reasons += dialect_lines(evidence.dispute)
     if None not in wrong:
         return Ruling(reasons, Conclusion.BOTH_WRONG)
-    if wrong == [None, None]:
-        return None
     other = wrong.index(None)
-    reasons.append(looked_at(PARTIES[other], evidence.outputs[other] is not None, len(known), n))
-    return Ruling(reasons, Conclusion.A_WRONG if other == 1 else Conclusion.B_WRONG)
-
-
-def first_wrong(output: bytes | None, own: bytes, known: Sequence[int]) -> int | None:
-    """The first of the known elements that a party has otherwise; None if there is none, or no result of that party."""
-    if output is None:
-        return None
-    return next((i for i in known if output[4 * i:4 * i + 4] != own[4 * i:4 * i + 4]), None)
+    reasons.append(looked_at(PARTIES[other], outputs[other] is not None, count, n))
+    return Ruling(reasons, (Conclusion.B_WRONG, Conclusion.A_WRONG)[other])
 
 
 def first_difference(a: bytes, b: bytes) -> int:
@@ -282,15 +344,15 @@ def first_difference(a: bytes, b: bytes) -> int:
     return next(i for i in range(len(a) // 4) if a[4 * i:4 * i + 4] != b[4 * i:4 * i + 4])
 
 
-def element_line(evidence: Evidence, element: int, own: bytes) -> str:
+def element_line(evidence: Evidence, number: int, own: float) -> str:
     """What the parties have for an element, and what it is."""
     def shown(numbers: bytes | None) -> str:
         if numbers is None:
             return "has not revealed it"
-        return repr(from_bytes(numbers[4 * element:4 * element + 4])[0])
+        return repr(from_bytes(numbers[4 * number:4 * number + 4])[0])
 
     a, b = map(shown, evidence.outputs)
-    return f"element {element} of {evidence.dispute.task.n}: A {a}, B {b}, by definition {shown(own)}"
+    return f"element {number} of {evidence.dispute.task.n}: A {a}, B {b}, by definition {own!r}"
 
 
 def dialect_lines(dispute: Dispute) -> list[str]:
@@ -318,31 +380,26 @@ def reveal_command(dispute: Dispute) -> str:
     return f"trace.py reveal LOG {dispute.index} CHECKPOINT{options.get(dispute.task.op, '')}"
 
 
-def missing_rows(evidence: Evidence) -> list[Row]:
-    """The rows that decide and have not been opened: those of the first element in which both results differ, or, where
-    a result is not revealed, all."""
+def deciding_rows(evidence: Evidence) -> range:
+    """The rows that decide: those of the first element in which both results differ, or, where a result is not
+    revealed, all."""
     task, (a, b) = evidence.dispute.task, evidence.outputs
     if task.is_product and a and b:
-        return unopened(evidence, task.rows_of(first_difference(a, b)))
-    return unopened(evidence, range(task.rows))
-
-
-def unopened(evidence: Evidence, numbers: Sequence[int]) -> list[Row]:
-    """Those of some rows of the dispute's tensor that have not been opened."""
-    tensor = evidence.dispute.task.tensor
-    if tensor is None or evidence.row is not None:
-        return []
-    known = evidence.known or bytearray(evidence.dispute.task.rows)
-    return [Row(tensor.tensor, tensor.layer, tensor.row + number) for number in numbers if not known[number]]
+        return task.rows_of(first_difference(a, b))
+    return range(task.rows)
 
 
 def needed_rows(evidence: Evidence) -> str:
     """What rows are needed, and by which command they are made."""
-    missing = missing_rows(evidence)
-    command = f"trace.py rows CHECKPOINT {missing[0].tensor} {missing[0].layer}"
-    if len(missing) < 3:  # all rows of a tensor need no list
-        command += "".join(f" {row.row}" for row in missing)
-    text = f"{len(missing)} {'row' if len(missing) == 1 else 'rows'} of {missing[0].tensor}: {command}"
+    deciding = deciding_rows(evidence)
+    first = list(itertools.islice(evidence.lacks(deciding), FEW_ROWS + 1))
+    count = len(first)
+    command = f"trace.py rows CHECKPOINT {first[0].tensor} {first[0].layer}"
+    if count <= FEW_ROWS:
+        command += "".join(f" {row.row}" for row in first)
+    else:  # all rows of a tensor need no list
+        count = len(deciding) - len(evidence.product)
+    text = f"{count} {'row' if count == 1 else 'rows'} of {first[0].tensor}: {command}"
     silent = [party for party, output in zip(PARTIES, evidence.outputs, strict=True) if not output]
     if evidence.dispute.task.is_product and silent:
         text += f" (or the result of {' and '.join(silent)}, and fewer rows)"
