@@ -603,9 +603,10 @@ def test_what_is_not_known_or_malformed_is_an_error_of_one_line(top, path, value
 
 
 @pytest.mark.parametrize("data, message", [
-    (b"", "is not JSON: "), (b"\xff", "is not JSON: "), (b"[1]", "the file is a list, must be an object"),
+    (b"", "cannot be read as JSON: "), (b"\xff", "byte 0 is not UTF-8"), (b"[1]", "is [1], must be an object"),
     (b"[" * 10**6, "is nested too deeply"), (b'{"a":' * 10**6, "is nested too deeply"),
-    (b'{"model":{},"model":{}}', "the key model stands twice in one object"), (b"{} x", "is not JSON: "),
+    (b'{"model":{},"model":{}}', "the key model is there twice"), (b"{} x", "cannot be read as JSON: "),
+    (b"[" * 2**22, "holds about 4194304 values, must be at most 2097152"),
     (b'{"version":' + b"1" * 10**6 + b"}", "tokenizer.json: "), (b"{}", "model is missing, must be an object"),
 ])
 def test_what_is_no_object_of_json_is_an_error_of_one_line(data, message):

@@ -15,7 +15,8 @@ import llama2
 from llama2_py.engine.arithmetic import C, Exact
 from llama2_py.engine.checkpoint import Checkpoint, Config, in_tree_order
 from llama2_py.engine.huggingface import Folder
-from llama2_py.engine.safetensors import SIZES, TensorFile, float32_bytes, read_json, table
+from llama2_py.engine.safetensors import SIZES, TensorFile, float32_bytes, table
+from llama2_py.engine.strict_json import read_object
 from llama2_py.engine.workers import Shard, Team
 from llama2_py.log.weights import weights_root
 from tests.helpers import SHAPES, bits
@@ -513,7 +514,7 @@ def test_a_header_says_of_a_config_only_what_differs_from_llama2_c():
     (b'{"a":[' + b"1," * 2**21, "holds about 2097154 values, must be at most")])
 def test_json_that_is_not_an_object_with_one_value_a_key_is_refused(text, message):
     with pytest.raises(ValueError) as error:
-        read_json("some.json", text)
+        read_object("some.json", text)
     assert str(error.value).startswith(f"some.json: {message}") and "\n" not in str(error.value)
 
 

@@ -29,8 +29,9 @@ from typing import Any, Protocol
 
 from llama2_py import console
 from llama2_py.engine import unicode_tables
-from llama2_py.engine.bpe_file import Part, is_unicode, read_json, shown
+from llama2_py.engine.bpe_file import MAX_VALUES, Part, is_unicode, shown
 from llama2_py.engine.bpe_steps import characters, read_decoder, read_normalizers, read_splitters
+from llama2_py.engine.strict_json import read_object
 
 MAX_FILE = 2**26       # bytes of a tokenizer.json; Llama 3's has 17 million
 MAX_TOKENS = 2**24     # no model has as many
@@ -355,7 +356,7 @@ class BytePairTokenizer:
             raise ValueError(f"{path}: has {len(data)} bytes, must have {MAX_FILE} at most")
         self.path = path
         self.sha256 = hashlib.sha256(data).hexdigest()
-        top = Part(path, "", read_json(path, data))
+        top = Part(path, "", read_object(path, data, MAX_VALUES))
         if "version" in top.value and top.text("version") != "1.0":
             raise top.error("version", "1.0")
         check_model(top.part("model"))

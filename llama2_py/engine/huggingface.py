@@ -29,8 +29,9 @@ from llama2_py.engine.arithmetic import r
 from llama2_py.engine.arithmetic import Arithmetic
 from llama2_py.engine.checkpoint import (LARGEST_CONSTANT, MOST, MOST_ENDS, SMALLEST_CONSTANT, Config,
                                           in_tree_order, shapes)
-from llama2_py.engine.safetensors import (MAX_JSON, VALUES, WEIGHTS, Tensor, TensorFile, file_identity, float32_bytes,
-                                          read_json, widened)
+from llama2_py.engine.safetensors import (VALUES, WEIGHTS, Tensor, TensorFile, file_identity, float32_bytes,
+                                          widened)
+from llama2_py.engine.strict_json import MAX_JSON, read_object
 
 # ----------------------------------------------------------------------------
 # config.json
@@ -272,7 +273,7 @@ class Folder:
         self.files: dict[str, TensorFile] = {}  # name -> the file, of those with weights
         try:
             self.config_bytes = self._read(CONFIG)
-            fields = Fields(self._join(CONFIG), read_json(self._join(CONFIG), self.config_bytes))
+            fields = Fields(self._join(CONFIG), read_object(self._join(CONFIG), self.config_bytes))
             self.config = read_config(fields, self._generation())
             weight_map = self._open_weights()
             self.tensors = shapes(self.config)  # name -> layers, rows and columns of each
@@ -299,7 +300,7 @@ class Folder:
             data = self._read(GENERATION)
         except FileNotFoundError:
             return Fields(path, {})
-        return Fields(path, read_json(path, data))
+        return Fields(path, read_object(path, data))
 
     def _open_weights(self) -> dict[str, str]:
         """Open the files that hold the weights -> the index, tensor -> file; of a single file it is empty."""
@@ -310,7 +311,7 @@ class Folder:
             pass
         path = self._join(INDEX)
         try:
-            fields = Fields(path, read_json(path, self._read(INDEX)))
+            fields = Fields(path, read_object(path, self._read(INDEX)))
         except FileNotFoundError:
             raise ValueError(f"{self.path}: holds neither {SINGLE} nor {INDEX}; weights in other forms are not "
                              f"supported") from None

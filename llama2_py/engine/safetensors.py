@@ -14,7 +14,6 @@ weight in place of 40. The table stays in the processor's cache, so that a produ
 """
 import contextlib
 import functools
-import json
 import math
 import mmap
 import os
@@ -22,55 +21,11 @@ from array import array
 from collections.abc import Callable
 from operator import itemgetter
 from struct import iter_unpack, unpack, unpack_from
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from llama2_py.console import printable
 from llama2_py.engine.arithmetic import BYTE_ORDER, to_bytes
-
-# ----------------------------------------------------------------------------
-# JSON: one value a key, finite numbers, in bounded memory
-
-# What a JSON file may have, so that no file takes more than 300 MB while it is read. The format of safetensors allows
-# headers of 100 MB; that of the largest Llama, of 405 billion weights in one file, would have 0.2 MB and 10,000 values.
-MAX_JSON = 2**24    # bytes
-MAX_VALUES = 2**20
-
-
-def read_json(where: str, data: bytes) -> dict:
-    """The JSON object that a file holds. Raises ValueError, naming `where`, if it is anything else, gives a key twice,
-    or holds nan or an infinity."""
-    values = sum(map(data.count, (b",", b"[", b"{")))
-    if values > MAX_VALUES:
-        raise ValueError(f"{where}: holds about {values} values, must be at most {MAX_VALUES}")
-    try:
-        result = json.loads(data.decode(), object_pairs_hook=without_repetition, parse_constant=refuse_constant)
-    except RecursionError:
-        raise ValueError(f"{where}: is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: byte {error.start} is not UTF-8") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: cannot be read as JSON: {error}") from None
-    if type(result) is not dict:
-        raise ValueError(f"{where}: is {printable(result, 50)}, must be an object of JSON")
-    return result
-
-
-def without_repetition(pairs: list[tuple[str, Any]]) -> dict:
-    """The pairs of a JSON object as a dict. Raises ValueError if a key is there twice."""
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        seen = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"the key {printable(key, 100)} is there twice")
-            seen.add(key)
-    return result
-
-
-def refuse_constant(name: str) -> NoReturn:
-    """What json calls for NaN, Infinity and -Infinity, which JSON does not have."""
-    raise ValueError(f"{name} is not a number of JSON")
-
+from llama2_py.engine.strict_json import MAX_JSON, read_object
 
 # ----------------------------------------------------------------------------
 # The file
@@ -126,7 +81,7 @@ class TensorFile:
         begin = LENGTH + length
         text = self.data[LENGTH:begin]
         self._need(text[:1] == b"{", "the header's first byte", list(text[:1]), "[123], a brace")
-        header = read_json(f"{self.path}: the header", text)
+        header = read_object(f"{self.path}: the header", text)
         self._check_metadata(header.pop("__metadata__", {}))
         tensors = {}
         for name, entry in header.items():

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 
 import merkle
 from llama2_py.console import VerificationError, printable, read_source
-from llama2_py.log.events import encode, read_header, read_line
+from llama2_py.log.events import MAX_LINE, encode, read_header, read_line
 from llama2_py.log.reading import Follow, Trace
 from llama2_py.log.writing import head
 
 PROOF_FORMAT, GROWTH_FORMAT = "llama2.py proof 3", "llama2.py growth 2"
 MAX_PROOF = 2**24  # bytes: of some 7,000 steps
+LONGEST = 2 * MAX_LINE + 2  # of a line in quotes, in which quotes and backslashes take two bytes
 
 # ----------------------------------------------------------------------------
 # Making
@@ -50,9 +51,10 @@ def prove_growth(trace: Trace, size: int) -> bytes:
 # given before it can be looked at.)
 
 NUMBER, HASH = rb"(0|[1-9][0-9]{0,19})", rb'"([0-9a-f]{64})"'
-HASHES = rb'\[((?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}")*)?)\]'
-STRING = rb'("[^"\\]*(?:\\.[^"\\]*)*")'
-EVENT = re.compile(rb'\{"index":' + NUMBER + rb',"line":' + STRING + rb',"path":' + HASHES + rb"\}")
+HASHES = rb'\[((?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}"){0,127})?)\]'
+INDEX = re.compile(rb'\{"index":' + NUMBER + rb',"line":')
+PATH = re.compile(rb',"path":' + HASHES + rb"\}")
+LINE_END = b'","path":['  # within a string each quote has a backslash before it, so that this stands behind it
 PROOF = re.compile(rb'\{"format":"' + PROOF_FORMAT.encode() + rb'","size":' + NUMBER + rb',"root":' + HASH
                    + rb',"events":\[')
 GROWTH = re.compile(rb'\{"format":"' + GROWTH_FORMAT.encode() + rb'","size1":' + NUMBER + rb',"root1":' + HASH
@@ -91,18 +93,29 @@ def opened_lines(path: str, data: bytes, at: int) -> Iterator[Opened]:
     must be."""
     for number in range(len(data)):
         where = f"{path}, event {number}"
-        found = EVENT.match(data, at)
-        if not found:
+        index = INDEX.match(data, at)
+        begin = index.end() if index else at
+        end = data.find(LINE_END, begin, begin + LONGEST + len(LINE_END)) + 1
+        hashes = PATH.match(data, end)
+        if not index or not end or not hashes:
             raise ValueError(f"{path}: not a proof: event {number} is not an index, a line and a path of hashes")
-        text = json.loads(found[2])
-        if encode(text) != found[2] or not text.isascii():
-            raise ValueError(f"{where}: the line is not written as JSON in ASCII is")
-        yield Opened(where, int(found[1]), text.encode(), split_hashes(found[3]))
-        at = found.end() + 1
+        yield Opened(where, int(index[1]), unquoted(where, data[begin:end]), split_hashes(hashes[1]))
+        at = hashes.end() + 1
         if data[at - 1:at] != b",":
             break
     if data[at - 1:].removesuffix(b"\n") != b"]}":
         raise ValueError(f"{path}: not a proof: something else follows the events")
+
+
+def unquoted(where: str, written: bytes) -> bytes:
+    """A line as JSON has it in quotes -> itself. Raises ValueError if it is not written as it must be."""
+    try:
+        text = json.loads(written)
+    except ValueError:
+        text = None
+    if type(text) is not str or encode(text) != written or not text.isascii():
+        raise ValueError(f"{where}: the line is not written as JSON in ASCII is")
+    return text.encode()
 
 
 # ----------------------------------------------------------------------------
