@@ -1,18 +1,25 @@
 """Tests of checkpoint.py: files that are none are refused, files that change under a run are noticed."""
+import contextlib
 import math
 import os
 import struct
 import subprocess
 import sys
+from array import array
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import llama2
 import merkle
 import plain
+from llama2_py.engine import half_precision
 from llama2_py.engine.arithmetic import Exact
 from llama2_py.engine.checkpoint import Checkpoint
-from tests.helpers import HERE, MODEL, bits, command, edited, failure, make_checkpoint, read_bytes, run_forward
+from llama2_py.engine.rows import unpacked_size
+from tests.helpers import (HERE, MODEL, bits, command, edited, failure, forward_definition, make_checkpoint, read_bytes,
+                           run_forward)
 
 
 @pytest.mark.parametrize("field, value, message", [
@@ -182,3 +189,58 @@ def test_the_embedded_checkpoint_has_real_tables_of_rope():
     for pos in 1, 100, 511:
         angles = [plain.r(pos * plain.r(1 / plain.power(10000.0, plain.r(i / 8)))) for i in range(0, 8, 2)]
         assert tables[0][pos] == tuple(map(plain.cos, angles)) and tables[1][pos] == tuple(map(plain.sin, angles))
+
+
+# ----------------------------------------------------------------------------
+# Float32 weights that are numbers of 16 bits
+
+def cut_to_16_bits(dtype, numbers):
+    """Numbers -> those of a type of 16 bits beside them, as the bytes of float32."""
+    if dtype == "F16":
+        return bits(struct.unpack(f"{len(numbers)}e", struct.pack(f"{len(numbers)}e", *numbers)))
+    halves = array("H", bits(numbers))
+    halves[0::2] = array("H", bytes(2 * len(numbers)))
+    return halves.tobytes()
+
+
+@given(st.integers(1, 5), st.lists(st.floats(-60000, 60000, width=32), min_size=20, max_size=60), st.sampled_from(
+    ["BF16", "F16", "F32"]), st.booleans(), st.booleans())
+def test_rows_of_float32_have_the_same_bits_in_a_table_and_without(columns, numbers, dtype, odd, keep):
+    """odd: one number is of another type; negative zeros stay negative."""
+    numbers = [*numbers[:len(numbers) // columns * columns - 1], -0.0]
+    numbers += [0.5] * (-len(numbers) % columns)
+    data = bits(numbers) if dtype == "F32" else cut_to_16_bits(dtype, numbers)
+    if odd:
+        data = data[:-4] + bits([1 + 2.0**-23])
+    rows = half_precision.float32_rows(columns, data, keep)
+    assert b"".join(map(bits, rows)) == data and {len(row) for row in rows} == {columns}
+    values = half_precision.table(dtype) if dtype != "F32" else ()
+    if dtype != "F32" and keep and not odd and not half_precision.float32_codes("BF16", data):
+        assert all(value is values[code] for row, codes in zip(rows, struct.iter_unpack(
+            f"{columns}H", half_precision.float32_codes(dtype, data)), strict=True) for value, code in zip(
+                row, codes, strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", None])
+def test_a_file_of_16_bit_values_takes_8_bytes_a_weight_and_has_the_same_log(tmp_path, files, dtype):
+    data = read_bytes(files["grouped"])
+    if dtype:
+        data = data[:28] + cut_to_16_bits(dtype, struct.unpack(f"<{(len(data) - 28) // 4}f", data[28:]))
+    (tmp_path / "model.bin").write_bytes(data)
+    with contextlib.closing(Checkpoint(str(tmp_path / "model.bin"))) as checkpoint:
+        assert {checkpoint.is_shared(name) for name in checkpoint.tensors} == {dtype is not None}
+        shared, plain = unpacked_size(Exact, checkpoint), 40 * (len(data) // 4)
+        assert shared < plain / 2 if dtype else shared > plain / 2
+        rows = checkpoint.rows("w1", 1)
+        assert bits([v for row in rows for v in row]) == checkpoint._bytes("w1", 1, 0, None)
+    path = str(tmp_path / "model.bin")
+    assert list(run_forward(path, "exact", [1, 5])) == list(forward_definition("exact", path, [1, 5]))
+
+
+def test_rows_are_of_16_bits_only_if_those_all_over_the_matrix_are(tmp_path, files):
+    """The first rows may be zeros: of tokens that nobody uses."""
+    data = read_bytes(files["grouped"])
+    (tmp_path / "model.bin").write_bytes(data[:28] + bytes(16 * 4 * 16) + data[28 + 16 * 4 * 16:])
+    with contextlib.closing(Checkpoint(str(tmp_path / "model.bin"))) as checkpoint:
+        assert checkpoint.config.dim == 16 and not any(checkpoint.rows("embedding", 0, 0, 16)[15])
+        assert not checkpoint.is_shared("embedding")

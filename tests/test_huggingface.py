@@ -15,7 +15,8 @@ import llama2
 from llama2_py.engine.arithmetic import C, Exact
 from llama2_py.engine.checkpoint import Checkpoint, Config, in_tree_order
 from llama2_py.engine.huggingface import Folder
-from llama2_py.engine.safetensors import SIZES, TensorFile, float32_bytes, table
+from llama2_py.engine.half_precision import float32_bytes, table
+from llama2_py.engine.safetensors import SIZES, TensorFile
 from llama2_py.engine.strict_json import read_object
 from llama2_py.engine.workers import Shard, Team
 from llama2_py.log.weights import weights_root

@@ -10,6 +10,7 @@ the embedding. Version 1 has a header of 256 bytes and the norms first. Version 
 matrix as int8, with a float32 scale for each group of so many of its weights. All numbers are little endian.
 """
 import contextlib
+import functools
 import hashlib
 import mmap
 import os
@@ -19,11 +20,12 @@ from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from math import isfinite
 from operator import mul
-from struct import iter_unpack, unpack_from
+from struct import unpack_from
 from typing import NamedTuple
 
 from llama2_py import console
-from llama2_py.engine.arithmetic import BYTE_ORDER, Arithmetic, R, from_bytes, r, to_bytes
+from llama2_py.engine.arithmetic import Arithmetic, R, from_bytes, r, to_bytes
+from llama2_py.engine.half_precision import all_of_16_bits, float32_rows
 
 
 @dataclass
@@ -280,19 +282,24 @@ class Checkpoint:
 
     def rows(self, name: str, layer: int = 0, first: int = 0, last: int | None = None, check: bool = True
              ) -> list[tuple[float, ...]]:
-        """Rows first .. last - 1 of a layer's matrix. Raises ValueError if a weight is not finite."""
+        """Rows first .. last - 1 of a layer's matrix. Raises ValueError if a weight is not finite. check=False: for
+        rows that were checked before, and are not kept."""
         self.check_unchanged()  # a map that was cut would end the process
         if self._is_quantized(name):
             result = self._dequantized(name, layer, first, last)
         else:
-            offset, rows, columns = self.tensors[name]
-            start = offset + 4 * columns * (layer * rows + first)
-            stop = offset + 4 * columns * (layer * rows + (rows if last is None else last))
-            with memoryview(self.data)[start:stop] as window:
-                result = list(iter_unpack(f"{BYTE_ORDER}{columns}f", window))
+            _, _, columns = self.tensors[name]
+            result = float32_rows(columns, self._bytes(name, layer, first, last), keep=check)
         if check and not all(map(isfinite, map(sum, result))):  # finite binary32 numbers never overflow a binary64 sum
             raise ValueError(f"{self.path}: {name} of layer {layer} holds a weight that is not finite")
         return result
+
+    def _bytes(self, name: str, layer: int, first: int, last: int | None) -> bytes:
+        """Rows first .. last - 1 of a layer's matrix of float32, as they are in the file."""
+        offset, rows, columns = self.tensors[name]
+        start = offset + 4 * columns * (layer * rows + first)
+        stop = offset + 4 * columns * (layer * rows + (rows if last is None else last))
+        return self.data[start:stop]
 
     def _integers(self, name: str, layer: int, first: int, last: int | None) -> tuple[array, list[float]]:
         """Rows first .. last - 1 of a layer's matrix, one after the other, and the scale of each of their weights'
@@ -332,8 +339,11 @@ class Checkpoint:
         return self.config.must_end
 
     def is_shared(self, name: str) -> bool:
-        """Do all rows of a matrix refer to one table of floats?"""
-        return False
+        """Do the rows of a matrix refer to a table of floats? Told by a sample of them."""
+        layers = self.config.n_layers if name in LAYER else 1
+        _, rows, _ = self.tensors[name]
+        return not self._is_quantized(name) and all(
+            all_of_16_bits(functools.partial(self._bytes, name, l), rows) for l in range(layers))
 
     def release(self) -> None:
         """Let the system drop the pages that were read; it reads them from the file again when they are needed."""

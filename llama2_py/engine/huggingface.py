@@ -15,6 +15,7 @@ offers, so that all else in this project can use either. But:
   embedding and is not;
 - a Mistral's context ends where its window does, since up to there the window leaves nothing out.
 """
+import functools
 import hashlib
 import math
 import os
@@ -25,12 +26,11 @@ from typing import Any, NamedTuple
 
 from llama2_py import console
 from llama2_py.console import printable
-from llama2_py.engine.arithmetic import r
-from llama2_py.engine.arithmetic import Arithmetic
-from llama2_py.engine.checkpoint import (LARGEST_CONSTANT, MOST, MOST_ENDS, SMALLEST_CONSTANT, Config,
+from llama2_py.engine.arithmetic import Arithmetic, r
+from llama2_py.engine.checkpoint import (LARGEST_CONSTANT, LAYER, MOST, MOST_ENDS, SMALLEST_CONSTANT, Config,
                                           in_tree_order, shapes)
-from llama2_py.engine.safetensors import (VALUES, WEIGHTS, Tensor, TensorFile, file_identity, float32_bytes,
-                                          widened)
+from llama2_py.engine.half_precision import VALUES, WEIGHTS, all_of_16_bits, float32_bytes, widened
+from llama2_py.engine.safetensors import Tensor, TensorFile, file_identity
 from llama2_py.engine.strict_json import MAX_JSON, read_object
 
 # ----------------------------------------------------------------------------
@@ -411,8 +411,12 @@ class Folder:
             raise ValueError(f"{self.path}: is a folder, must be a checkpoint of version 2 for runq")
 
     def is_shared(self, name: str) -> bool:
-        """Do all rows of a matrix refer to a table of floats? Then they take 8 bytes a weight."""
-        return all(place.tensor.dtype in VALUES for (tensor, _), place in self.places.items() if tensor == name)
+        """Do the rows of a matrix refer to a table of floats? Then they take 8 bytes a weight. Float32 weights are
+        told by a sample of them."""
+        layers = self.config.n_layers if name in LAYER else 1
+        _, rows, _ = self.tensors[name]
+        return all(self.places[name, l].tensor.dtype in VALUES
+                   or all_of_16_bits(functools.partial(self._bytes, name, l), rows) for l in range(layers))
 
     def _bytes(self, name: str, layer: int, first: int, last: int | None) -> bytes:
         """Rows first .. last - 1 of a tensor, in run.c's order, as they are in the file."""
@@ -435,7 +439,7 @@ class Folder:
         ValueError if a weight is not finite."""
         place, columns = self.places[name, layer], self.tensors[name][2]
         dtype = place.tensor.dtype
-        result = widened(dtype, columns, self._bytes(name, layer, first, last))
+        result = widened(dtype, columns, self._bytes(name, layer, first, last), keep=check)
         if check and not all(map(math.isfinite, map(sum, result))):  # finite binary32 numbers never overflow the sum
             raise ValueError(f"{place.file.path}: {place.name} holds a weight that is not finite")
         return result

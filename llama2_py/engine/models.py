@@ -33,11 +33,12 @@ class AnyCheckpoint(Protocol):
         """Raise ValueError if an arithmetic cannot use these weights."""
 
     def is_shared(self, name: str) -> bool:
-        """Do all rows of a matrix refer to one table of floats?"""
+        """Do the rows of a matrix refer to a table of floats, so that they take 8 bytes a weight?"""
 
     def rows(self, name: str, layer: int = 0, first: int = 0, last: int | None = None, check: bool = True
              ) -> list[tuple[float, ...]]:
-        """Rows first .. last - 1 of a layer's matrix."""
+        """Rows first .. last - 1 of a layer's matrix; check=False: of rows that were checked before, and are not
+        kept."""
 
     def tree_rows(self) -> Iterator[bytes]:
         """All rows as float32, in the order of the tree over the weights."""

@@ -1,4 +1,4 @@
-"""Files of tensors in the format safetensors, read strictly, and numbers of 16 bits widened exactly.
+"""Files of tensors in the format safetensors, read strictly.
 
     with contextlib.closing(TensorFile("model.safetensors")) as file:
         dtype, shape, start, stop = file.tensors["lm_head.weight"]
@@ -7,24 +7,15 @@
 A file is the length of its header (8 bytes, little endian), the header, and the tensors' bytes, one after the other:
 
     {"__metadata__":{"format":"pt"},"lm_head.weight":{"dtype":"BF16","shape":[420,64],"data_offsets":[0,53760]},...}
-
-Weights of 16 bits take one of 65,536 values. Their rows are tuples of references into one table of floats, 8 bytes a
-weight in place of 40. The table stays in the processor's cache, so that a product takes 6.5 ns a weight in place of 7.5
-(CPython 3.11; 8.0 and 9.0 on 3.13). Reading them takes as long as reading floats.
 """
 import contextlib
-import functools
 import math
 import mmap
 import os
-from array import array
-from collections.abc import Callable
-from operator import itemgetter
-from struct import iter_unpack, unpack, unpack_from
+from struct import unpack_from
 from typing import Any, NamedTuple
 
 from llama2_py.console import printable
-from llama2_py.engine.arithmetic import BYTE_ORDER, to_bytes
 from llama2_py.engine.strict_json import MAX_JSON, read_object
 
 # ----------------------------------------------------------------------------
@@ -148,84 +139,3 @@ def by_offset(item: tuple[str, Tensor]) -> tuple[int, int]:
     """The key that sorts tensors by their place in the file; an empty one stands before what begins where it does."""
     _, tensor = item
     return tensor.start, tensor.stop
-
-
-# ----------------------------------------------------------------------------
-# Numbers: F32, F16 and BF16, widened to binary32 and to Python's floats. Both are exact.
-
-
-def bfloat16_to_float32(codes: array) -> array:
-    """codes (n), an array("H") of bfloat16 -> array("H") (2n): the low and the high half of each as binary32.
-
-    A bfloat16 is the high half of a binary32. (The halves stand in the order of little endian.)
-    """
-    halves = array("H", bytes(4 * len(codes)))
-    halves[1::2] = codes
-    return halves
-
-
-def bfloat16_values() -> tuple[float, ...]:
-    """What each of the 65,536 codes of bfloat16 stands for."""
-    halves = bfloat16_to_float32(array("H", range(2**16)))
-    return unpack("<65536f", little_endian(halves))
-
-
-def float16_values() -> tuple[float, ...]:
-    """What each of the 65,536 codes of float16 stands for."""
-    return unpack("<65536e", little_endian(array("H", range(2**16))))
-
-
-def little_endian(codes: array) -> bytes:
-    """codes (n), an array("H") -> their bytes, in little endian."""
-    if BYTE_ORDER:
-        codes = codes[:]
-        codes.byteswap()
-    return codes.tobytes()
-
-
-VALUES: dict[str, Callable[[], tuple[float, ...]]] = {"BF16": bfloat16_values, "F16": float16_values}
-WEIGHTS = ("F32", *VALUES)  # the types that a weight can have
-
-
-@functools.cache
-def table(dtype: str) -> tuple[float, ...]:
-    """The values of all codes of a type of 16 bits, (65536): one tuple for the whole process, which rows refer to."""
-    return VALUES[dtype]()
-
-
-def to_codes(data: bytes | memoryview) -> array:
-    """Numbers of 16 bits in little endian -> their codes, an array("H")."""
-    codes = array("H")
-    codes.frombytes(data)
-    if BYTE_ORDER:
-        codes.byteswap()
-    return codes
-
-
-def shared_rows(values: tuple[float, ...], columns: int, codes: array) -> list[tuple[float, ...]]:
-    """values: a table; codes (rows * columns), an array("H") -> rows (columns) of references into the table:
-
-        [tuple([values[code] for code in row]) for row in rows of the codes]
-
-    iter_unpack and itemgetter do this in C, at half the time.
-    """
-    if columns == 1:  # itemgetter of one item gives no tuple
-        return [(values[code],) for code in codes]
-    return [itemgetter(*row)(values) for row in iter_unpack(f"{columns}H", codes)]
-
-
-def widened(dtype: str, columns: int, data: bytes | memoryview) -> list[tuple[float, ...]]:
-    """A tensor's bytes -> its rows (columns). Rows of 16-bit numbers refer to one table."""
-    if dtype == "F32":
-        return list(iter_unpack(f"{BYTE_ORDER}{columns}f", data))
-    return shared_rows(table(dtype), columns, to_codes(data))
-
-
-def float32_bytes(dtype: str, data: bytes | memoryview) -> bytes:
-    """A tensor's bytes -> its numbers as little-endian float32, (n)."""
-    if dtype == "F32":
-        return bytes(data)
-    codes = to_codes(data)
-    if dtype == "BF16":
-        return little_endian(bfloat16_to_float32(codes))
-    return to_bytes(map(table(dtype).__getitem__, codes))
