@@ -3,12 +3,13 @@ import copy
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llama2_py.engine import bpe, unicode_tables
@@ -384,10 +385,14 @@ def test_half_of_a_surrogate_pair_is_refused():
         make(FILES["GPT-2"]).encode("a\ud800")
 
 
+SPECIAL = re.compile(rb"<[\w/|]+>")  # what may be a special token, which decodes to nothing
+
+
 @pytest.mark.parametrize("name", ["GPT-2", "Llama 3", "SmolLM2", "runs of digits", "Llama 2"])
 @given(data=st.binary(max_size=40))
 def test_any_bytes_come_back(name, data):
     tokenizer = made(name)
+    assume(not SPECIAL.search(data))
     tokens = tokenizer.encode(data.decode("utf-8", "surrogateescape"))
     assert decoded(tokenizer, tokens) == data
 
@@ -397,6 +402,7 @@ def test_any_bytes_come_back(name, data):
 def test_any_text_comes_back(name, text):
     tokenizer = made(name)
     text = text.replace("\u2581", "")  # which SentencePiece's kind takes for a space
+    assume(not SPECIAL.search(text.encode()))
     assert decoded(tokenizer, tokenizer.encode(text)) == text.encode()
 
 
