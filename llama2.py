@@ -184,17 +184,17 @@ class Transformer:
     workers is the number of processes, this one included; any number gives the same bits. The weights are unpacked into
     Python floats, 40 bytes each (8 if they have 16 bits; 4 in the dialect `c`), if three quarters of the free memory
     hold them; if not, they are read from the mapped file at every step: the same bits, three to four times as slowly,
-    in little memory. Raises ValueError or OSError for a file that is not a checkpoint, and ChildProcessError if a
-    worker dies.
+    in little memory. opened(path) gives the checkpoint. Raises ValueError or OSError for a file that is not one, and
+    ChildProcessError if a worker dies.
     """
 
-    def __init__(self, path: str, arithmetic: str = "exact", workers: int = 1):
+    def __init__(self, path: str, arithmetic: str = "exact", workers: int = 1, opened: Callable = open_checkpoint):
         A = arithmetic_called(arithmetic)
         console.need_integer("workers", workers, 1, 1024)
         self.length = 0    # positions in the key and value cache
         self.whole = True  # False while a step changes the cache
         self.team = Team()
-        self.checkpoint = open_checkpoint(path)
+        self.checkpoint = opened(path)
         self.config = self.checkpoint.config
         try:
             self.checkpoint.check_for(A)

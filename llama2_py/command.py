@@ -21,17 +21,18 @@ from importlib import resources
 from typing import Any, BinaryIO
 
 import llama2
-from llama2_py import console
+from llama2_py import VERSION, console
 from llama2_py.console import VerificationError
 from llama2_py.engine.checkpoint import SHAPE
 from llama2_py.engine.coins import MASK
+from llama2_py.engine.models import open_checkpoint
 from llama2_py.log import formats, show, verify as verification
 from llama2_py.log.arguments import root_argument
 from llama2_py.log.events import LEVELS
 from llama2_py.log.reading import Trace
 from llama2_py.log.weights import weights_root
 
-PROGRAM, VERSION = "llama2.py", "3.0.0"
+PROGRAM = "llama2.py"
 
 # --like: the arithmetic and the generator
 LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama2-rs": ("c", "llama2-rs"),
@@ -41,10 +42,12 @@ LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama
 # Options
 
 # Options that need another one, and those that cannot stand beside another
-NEEDS = {"trace_level": "trace", "verify_iteration": "verify", "root": "verify", "text": "verify"}
+NEEDS = {"trace_level": "trace", "verify_iteration": "verify", "root": "verify", "text": "verify",
+         "precision": "compare", "budget": "compare", "json": "compare"}
 WRITTEN = ("trace", "logits", "dump", "page")
 APART = {"verify": (*WRITTEN, "compare"), "input_prompt": ("tokens",), "compare": WRITTEN,
          "explain_text": ("verify", *WRITTEN, "compare")}
+MAX_BUDGET = 10**6  # seconds
 NOT_IN_CHAT = (*WRITTEN, "verify", "compare", "tokens")
 
 
@@ -79,6 +82,10 @@ def make_parser() -> console.Parser:
     add("--logits", metavar="FILE", help="write every step's logits as an array of numpy, float32 (steps, vocabulary)")
     add("--dump", metavar="FILE", help="write every operation and the logits, as the records that --compare reads")
     add("--compare", metavar="FILE", help="another program's logits or operations: rounding, or a bug?")
+    add("--precision", choices=["float32", "bfloat16", "float16"], help="what that program computes in (default: "
+        "float32)")
+    add("--budget", type=float, metavar="SECONDS", help="for the search for the mistake (default: 20)")
+    add("--json", action="store_true", default=None, help="print the verdict as one JSON object")
     add("--page", metavar="FILE", help="write the run as a page of HTML, to look at")
     add("--version", action="version", version=f"{PROGRAM} {VERSION}")
     return parser
@@ -128,6 +135,8 @@ def faults_of_numbers(args: argparse.Namespace) -> str | None:
     """Which number is out of its range."""
     if args.steps is not None and args.steps < 0:
         return f"argument -n/--steps: {args.steps}, must be 0 or more"
+    if args.budget is not None and not 0 <= args.budget <= MAX_BUDGET:
+        return f"argument --budget: {args.budget:g}, must be 0 to {MAX_BUDGET} seconds"
     if not 1 <= args.workers <= 1024:
         return f"argument --workers: {args.workers}, must be 1 to 1024"
     return None
@@ -180,15 +189,16 @@ def merge(args: argparse.Namespace, log: Trace | None) -> Settings:
 class Run:
     """A run as its settings say: the model, the tokenizer, the sampler, the encoded prompt, the number of steps."""
 
-    def __init__(self, settings: Settings, path: str, tokenizer: str | None, workers: int):
-        """path and tokenizer: the files; None: the tokenizer is looked for. Raises ValueError or OSError for files or
-        settings that cannot be used."""
+    def __init__(self, settings: Settings, path: str, tokenizer: str | None, workers: int,
+                 opened: Callable = open_checkpoint):
+        """path and tokenizer: the files; None: the tokenizer is looked for. opened: as of llama2.Transformer. Raises
+        ValueError or OSError for files or settings that cannot be used."""
         self.like, self.options, self.claims = settings.like, settings.options, settings.claims
         options = self.options
         self.sampler = llama2.Sampler(options["temperature"], options["p_value"], options["seed"], options["rng"],
                                       options["arithmetic"])
         self.path, self.prompt, self.level = path, options["prompt"], options["level"]
-        self.transformer = llama2.Transformer(path, options["arithmetic"], workers)
+        self.transformer = llama2.Transformer(path, options["arithmetic"], workers, opened)
         try:
             self._check_like()
             config = self.transformer.config
@@ -259,10 +269,19 @@ class Run:
 def open_run(args: argparse.Namespace, log: Trace | None = None) -> Run:
     """The run that the options ask for, or that a trace is of."""
     settings = merge(args, log)
+    opened = opener(args)
     if args.checkpoint is None:
-        return Run(settings, embedded("model.bin"), args.tokenizer or embedded("tokenizer.bin"), args.workers)
+        return Run(settings, embedded("model.bin"), args.tokenizer or embedded("tokenizer.bin"), args.workers, opened)
     check_is_there(args.checkpoint)
-    return Run(settings, args.checkpoint, args.tokenizer, args.workers)
+    return Run(settings, args.checkpoint, args.tokenizer, args.workers, opened)
+
+
+def opener(args: argparse.Namespace) -> Callable:
+    """How the checkpoint is opened: with its weights rounded, if it is compared with a program of that precision."""
+    if args.precision in (None, "float32"):
+        return open_checkpoint
+    from llama2_py.doctor.precision import PRECISIONS, open_rounded
+    return functools.partial(open_rounded, PRECISIONS[args.precision])
 
 
 def check_is_there(checkpoint: str) -> None:
@@ -309,6 +328,7 @@ def embedded(name: str) -> str:
 def compare(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
     """Compare another program's numbers with this one's -> the exit code."""
     from llama2_py.doctor import numbers, report
+    from llama2_py.doctor.precision import PRECISIONS
     llama2.check_length(run.tokens, run.transformer)
     file = numbers.Numbers(args.compare, run.transformer.config)
     if args.steps is not None and file.steps > run.steps:
@@ -316,7 +336,9 @@ def compare(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
     with contextlib.ExitStack() as models:  # the verdict is about exact arithmetic, whatever --like says
         exact = models.enter_context(llama2.Transformer(run.path)) if run.like else run.transformer
         like = run.transformer if run.like else None
-        consistent = report.compare(exact, run.tokenizer, run.tokens, file, out, like)
+        consistent = report.compare(exact, run.tokenizer, run.tokens, file, out, like,
+                                    PRECISIONS[args.precision or "float32"],
+                                    report.BUDGET if args.budget is None else args.budget, bool(args.json))
     run.transformer.checkpoint.check_unchanged()
     return 0 if consistent else 1
 

@@ -12,10 +12,13 @@ import pytest
 import llama2
 from llama2_py.doctor import compare, constants, diagnosis, mistakes, noise, numbers
 from llama2_py.doctor import operations, report, search, singles
+from llama2_py.doctor.budget import Budget
+from llama2_py.doctor.precision import PRECISIONS
 from llama2_py.engine import graph, workers
 from llama2_py.engine.checkpoint import Checkpoint, Config
 from tests.helpers import make_checkpoint, run_forward
 
+FLOAT32 = PRECISIONS["float32"]
 TOKENS = [1, 17, 5, 40, 23, 17, 31, 8, 44, 2, 19, 36]
 
 
@@ -281,29 +284,16 @@ def path(tmp_path_factory):
                            n_kv_heads=2, vocab_size=48, seq_len=16)
 
 
-class NoiseOnce:
-    """A Team of one noisy process, which is kept and whose answers are, since every comparison asks for the same."""
+class NoiseOnce(noise.NoisyRun):
+    """Noisy runs whose results are kept, since every comparison asks for the same."""
 
     kept = {}
 
-    def start(self, build, count):
-        self.build = build
-
-    def begin(self, *job):
-        if repr(job) not in self.kept:
-            team = workers.Team()
-            team.start(self.build, 2)
-            team.begin(*job)
-            self.kept[repr(job)] = [[[(list(events), list(row)) for events, row in draws] for draws in answer]
-                                    for answer in team.answers()]
-            team.close()
-        self.job = repr(job)
-
-    def answers(self):
-        return self.kept[self.job]
-
-    def close(self):
-        pass
+    def steps(self, *job):
+        key = repr((len(self.shards), job))
+        if key not in self.kept:
+            self.kept[key] = super().steps(*job)
+        return self.kept[key]
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +301,7 @@ def judge(path, tmp_path_factory):
     """judge(port) -> the comparisons and names of its logits, and of its operations."""
     folder = tmp_path_factory.mktemp("numbers")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "Team", NoiseOnce)
+        patch.setattr(compare, "NoisyRun", NoiseOnce)
         yield from judges(path, folder)
 
 
@@ -321,7 +311,7 @@ def judges(path, folder):
             (folder / "theirs").write_bytes(data)
             comparison = compare.Comparison(model, TOKENS, numbers.Numbers(str(folder / "theirs"), model.config))
             comparison.run()
-            comparison.found = [] if comparison.consistent() else comparison.names()
+            comparison.found = [] if comparison.consistent() else comparison.search(Budget())
             return comparison
 
         def verdicts(port):
@@ -505,7 +495,7 @@ def test_operations_outrank_logits(path, tmp_path, monkeypatch):
         port.run(TOKENS[:5])
         comparison = compared(model, as_records(port.records), tmp_path / "theirs")
         assert comparison.settled == 5 and comparison.outranked and comparison.consistent()
-        lines = "\n".join(report.report(comparison, Words(), []))
+        lines = "\n".join(report.reasons(comparison))
         assert "every operation that led to them is right" in lines
         some = [record for record in port.records if record[0] < 3 or record[2] == "logits"]
         comparison = compared(model, as_records(some), tmp_path / "theirs")
@@ -514,11 +504,6 @@ def test_operations_outrank_logits(path, tmp_path, monkeypatch):
             report.advice(comparison, []))
         some = [record for record in port.records if record[:3] != (0, 1, "gate")]
         assert compared(model, as_records(some), tmp_path / "theirs").settled == 0
-
-
-class Words:
-    """Stands for a tokenizer."""
-    vocab = [b"x"] * 48
 
 
 def test_nobody_is_told_to_dump_what_is_there(path, tmp_path):
@@ -548,7 +533,7 @@ def test_a_token_that_is_not_known_does_not_hide_what_the_others_show(path, judg
         rows = [(pos, -1, "embedding", model.shard.embedding(token)) for pos, token in enumerate([*TOKENS[1:4], 9])]
         places = [(pos > 0, None, pos) for pos in range(4)]
         found = diagnosis.by_operations(model.shard, TOKENS[:4], lambda op, l, pos: rows[pos][3], {
-            "embedding": places}, lambda done, of: None)
+            "embedding": places}, FLOAT32, Budget())
         assert found == ["BOS, token 1, is missing before the text"]
 
 
@@ -652,8 +637,8 @@ def test_a_rounding_that_explains_the_first_step_and_no_other_is_not_named(path)
                 theirs, own = wrong.logits(pos), right.logits(pos)
                 far = [v + 0.1 * (-1) ** i for i, v in enumerate(own)] if pos and other else theirs
                 steps.append(search.Seen(far, own, 1e-7))
-            searched = search.Search(model.shard, TOKENS, steps, lambda done, of: None)
-            assert bool(searched.best([rounded])) == (not other)
+            searched = search.Search(model.shard, TOKENS, steps, FLOAT32, Budget())
+            assert bool(searched.best([rounded], "roundings")) == (not other)
 
 
 def test_a_constant_that_is_only_near_is_about():
@@ -755,9 +740,9 @@ def test_a_mistake_that_enlarges_noise_is_measured_in_its_own(path, monkeypatch)
         for pos in range(3):
             wrong, right = [row.logits(pos) for row in rows]
             steps.append(search.Seen([v + 15e-7 for v in wrong], right, 1e-7))
-        searched = search.Search(model.shard, TOKENS, steps, lambda done, of: None)
+        searched = search.Search(model.shard, TOKENS, steps, FLOAT32, Budget())
         assert 1.0 <= searched.amplification(missing, 3) < 1000
         for amplification, explains in (1.0, False), (3.0, True):
             monkeypatch.setattr(searched, "amplification", lambda mistake, count, by=amplification: by)
             fit = searched.fit(missing)
-            assert fit.explains == explains and abs(fit.noise * amplification - 15) < 0.1
+            assert searched.explains(fit) == explains and abs(fit.noise * amplification - 15) < 0.1

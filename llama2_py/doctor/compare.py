@@ -8,24 +8,24 @@ No tolerance is asked for. Logits are measured against noise (noise.py). Operati
 program's own inputs (operations.py), and outrank logits. If either is not as float32 rounds, diagnosis.py (operations)
 or search.py (logits) looks for the mistake; report.py prints what was found.
 """
-import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
-from math import fsum, hypot, isfinite, sqrt
+from math import exp, fsum, hypot, isfinite, log, sqrt
 from operator import add, mul, sub
 from struct import pack
 
 from llama2 import CHUNK
 from llama2_py.console import say
 from llama2_py.doctor import diagnosis, search
-from llama2_py.doctor.noise import Alone, Noisy, draws
+from llama2_py.doctor.budget import Budget
+from llama2_py.doctor.noise import NoisyRun, draws
 from llama2_py.doctor.numbers import Numbers
-from llama2_py.doctor.operations import Judgement, Operations, judge, rms
+from llama2_py.doctor.operations import Judgement, Operations, in_precision, judge, rms
+from llama2_py.doctor.precision import PRECISIONS, Precision
 from llama2_py.engine.graph import count, place, sequence, size
-from llama2_py.engine.workers import Team
 
 # ----------------------------------------------------------------------------
 # The verdict
@@ -55,6 +55,9 @@ class Step:
     ours: int      # the likeliest token here
     theirs: int    # and there
     margin: float  # the difference of the two largest logits here, if those two tokens are not the same
+    size: float    # root mean square of the right logits
+    kl: float      # Kullback-Leibler divergence of the probabilities, at temperature 1, in nats
+    five: int      # how many of the five likeliest tokens are the five likeliest there
 
 
 @dataclass
@@ -88,16 +91,18 @@ class Comparison:
     long as both programs have the same.
     """
 
-    def __init__(self, model, tokens: Sequence[int], numbers: Numbers):
+    def __init__(self, model, tokens: Sequence[int], numbers: Numbers, precision: Precision = PRECISIONS["float32"]):
+        """precision: what the other program computes in; the model's weights are rounded to it."""
         self.model = model
+        self.precision = precision
         self.shard = model.shard
         self.numbers = numbers
         self.tokens = list(tokens)
         self.get = functools.lru_cache(KEPT)(numbers.values)
-        self.operations = Operations(self.shard, self.tokens, self.get)
+        self.operations = in_precision(Operations, precision)(self.shard, self.tokens, self.get)
         self.right: dict[tuple, Sequence[float]] = {}  # the right run's results, if there are operations without inputs
-        self.right_operations = Operations(self.shard, self.tokens, self._right_result)
-        self.fused = FusedResidual(self.shard, self.tokens, self.get)
+        self.right_operations = in_precision(Operations, precision)(self.shard, self.tokens, self._right_result)
+        self.fused = in_precision(FusedResidual, precision)(self.shard, self.tokens, self.get)
         self.beginning: Sequence[float] = ()  # the right logits of position 0
         self.shares: list[float] = []        # of each logit in the noise: rms of the classifier's rows' lengths / its
         self.steps: list[Step] = []          # those whose logits were judged
@@ -114,35 +119,24 @@ class Comparison:
     # -- the run
 
     def run(self) -> None:
-        """Compute, beside each other, the exact run and the noisy one, and judge."""
+        """Compute the exact run and the noisy one, and judge."""
         goal = self.numbers.steps
         observed = self.numbers.lacks_inputs()  # is there an operation that the noise must judge?
-        build = self.model.builder(Noisy, self.model.fits(Noisy))
-        team, pos = Team(), 0
-        with contextlib.closing(team):
-            team.start(functools.partial(Alone, build, draws(len(self.numbers.positions()), goal)), 2)
-            ahead = None  # the next chunk, if the other process has begun it
-            while pos < goal and self.parted is None and self.not_finite is None:
-                progress("running", pos, goal)
-                chunk = ahead or self._begin(team, pos, observed)
-                seen: list[list] = [[] for _ in chunk]
-                observers = [recorder(events) for events in seen] if observed else []
-                rows = self.model.forward_chunk(chunk, pos, observers)
-                (noisy,) = team.answers()
-                first, pos = pos, pos + len(chunk)
-                known = pos < min(goal, len(self.tokens))
-                ahead = self._begin(team, pos, observed) if known else None
-                for at, step in enumerate(zip(rows, seen, noisy, strict=True), first):
-                    self._take(at, *step)
-                if pos == len(self.tokens) < goal:
-                    self._go_on(pos - 1, rows[-1])
+        noise = NoisyRun(self.shard, self.precision, draws(len(self.numbers.positions()), goal))
+        pos = 0
+        while pos < goal and self.parted is None and self.not_finite is None:
+            progress("running", pos, goal)
+            chunk = self.tokens[pos:min(pos + CHUNK, goal)]
+            seen: list[list] = [[] for _ in chunk]
+            observers = [recorder(events) for events in seen] if observed else []
+            rows = self.model.forward_chunk(chunk, pos, observers)
+            noisy = noise.steps(chunk, pos, observed)
+            for at, step in enumerate(zip(rows, seen, noisy, strict=True), pos):
+                self._take(at, *step)
+            pos += len(chunk)
+            if pos == len(self.tokens) < goal:
+                self._go_on(pos - 1, rows[-1])
         progress("running", goal, goal)
-
-    def _begin(self, team, pos, observed):
-        """Have the other process run the next chunk of known tokens -> it."""
-        chunk = self.tokens[pos:min(pos + CHUNK, self.numbers.steps)]
-        team.begin(chunk, pos, 0, observed)
-        return chunk
 
     def _take(self, pos, row, events, noisy):
         """Judge a position: the right logits and operations, and those of each draw of noise."""
@@ -188,19 +182,11 @@ class Comparison:
             return
         if not self.shares:
             self.shares = shares_of(self.shard.classifier)
-        differences = list(map(sub, theirs, row))
         noise = noise_of(noisy, row)
-        if self.numbers.are_float16:
+        if self.numbers.are_float16 and not self.precision.form:
             noise = hypot(noise, HALF_OF_FLOAT16 * rms(row))
-        by_row = list(map(mul, map(abs, differences), self.shares))
-        worst, ours, theirs_likeliest = max(by_row), row.index(max(row)), theirs.index(max(theirs))
-        margin = 0.0
-        if ours != theirs_likeliest:
-            first, second = nlargest(2, row)
-            margin = first - second
         self.exact[pos] = row
-        self.steps.append(Step(pos, rms(differences) / noise, worst / noise, by_row.index(worst), noise, ours,
-                               theirs_likeliest, margin))
+        self.steps.append(step_of(pos, theirs, row, noise, self.shares))
 
     def _operations(self, pos, events, noisy):
         """Judge the operations of a position; events: the right ones, noisy: those of each draw, if any are needed."""
@@ -303,20 +289,18 @@ class Comparison:
         """Is everything as float32 rounds?"""
         return not (self.logits_wrong or self.first_wrong or self.not_finite or self.apart_wrong())
 
-    def names(self) -> list[str]:
+    def search(self, budget: Budget) -> list[str]:
         """The mistakes that explain what is wrong, by name."""
-        tell = functools.partial(progress, "looking for the mistake")
         found = []
         if self.first_wrong:
             judged = {op: [(j.wrong, l, pos) for j, l, pos in places] for op, places in self.judged.items()}
-            found = diagnosis.by_operations(self.shard, self.tokens, self.get, judged, tell)
+            found = diagnosis.by_operations(self.shard, self.tokens, self.get, judged, self.precision, budget)
         elif self.logits_wrong:
             first = next((i for i, step in enumerate(self.steps) if step.off >= ONE_STEP), 0)
             steps = self.steps[:max(SEARCHED, first + SEARCHED_AFTER)]
             if [step.pos for step in steps] == list(range(len(steps))):  # no step is missing
                 seen = [search.Seen(self.logits_of(step), self.exact[step.pos], step.noise) for step in steps]
-                found = search.by_logits(self.shard, self.tokens, seen, tell)
-        progress("looking for the mistake", 1, 1)
+                found = search.by_logits(self.shard, self.tokens, seen, self.precision, budget)
         return found
 
     def logits_of(self, step: Step) -> Sequence[float]:
@@ -339,6 +323,37 @@ class FusedResidual(Operations):
         """What it adds up: x, and the sum of the other two, which has been rounded, too."""
         changes = map(add, self.get("attention_out", l, pos), self.get("ffn_out", l, pos))
         return self.x(l, pos), list(changes)
+
+
+FIVE = 5  # likeliest tokens whose agreement is told
+
+
+def step_of(pos: int, theirs: Sequence[float], row: Sequence[float], noise: float, shares: Sequence[float]) -> Step:
+    """How far logits are from the right ones, (vocab) each; shares: of each logit in the noise, (vocab)."""
+    differences = list(map(sub, theirs, row))
+    by_row = list(map(mul, map(abs, differences), shares))
+    worst = max(by_row)
+    five, their_five = likeliest(row), likeliest(theirs)
+    ours, theirs_likeliest = five[0], their_five[0]
+    margin = 0.0 if ours == theirs_likeliest else row[five[0]] - row[five[1]]
+    return Step(pos, rms(differences) / noise, worst / noise, by_row.index(worst), noise, ours, theirs_likeliest, margin,
+                rms(row), divergence(row, theirs), len(set(five) & set(their_five)))
+
+
+def likeliest(row: Sequence[float]) -> list[int]:
+    """logits (vocab) -> the five likeliest tokens, the first of equal ones first."""
+    return nlargest(FIVE, range(len(row)), key=row.__getitem__)
+
+
+def divergence(row: Sequence[float], other: Sequence[float]) -> float:
+    """logits (vocab) each -> the Kullback-Leibler divergence of the probabilities, sum p log(p / q), in nats."""
+    highest, other_highest = max(row), max(other)
+    e = [exp(v - highest) for v in row]
+    total = fsum(e)
+    other_total = fsum([exp(v - other_highest) for v in other])
+    mean = fsum([p * (a - b) for p, a, b in zip(e, row, other, strict=True)]) / total
+    shift = log(other_total) + other_highest - log(total) - highest
+    return max(0.0, mean + shift)
 
 
 def shares_of(classifier) -> list[float]:

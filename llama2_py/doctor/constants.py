@@ -133,17 +133,20 @@ class Constant(NamedTuple):
     """A constant."""
     mistake: Callable[[float, Config], Kind]   # a value, and the model's config -> the mistake
     measure: Callable[[Operations, str, Places], float | None]  # None: these places do not show it
-    grid: Sequence[float]                      # where to look for it first
+    grid: Sequence[float]                      # where to look for it, the most frequent values first
     additive: bool                             # is it searched by differences, or else by ratios?
+    shows_at_once: bool                        # does it change the logits of position 0?
 
 
-EPSILONS = (0.0, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-THETAS = (100.0, 1000.0, 5000.0, 10000.0, 20000.0, 100000.0, 500000.0, 1e6, 1e7)
+EPSILONS = (1e-6, 1e-5, 0.0, 1e-8, 1e-4, 1e-3, 1e-2)
+THETAS = (10000.0, 500000.0, 1e6, 100000.0, 1000.0, 20000.0, 5000.0, 100.0, 1e7)
 SCALES = tuple([2.0**k for k in range(-7, 3)])
-EPSILON = Constant(epsilon_is, measure_epsilon, EPSILONS, additive=True)
-THETA = Constant(theta_is, measure_theta, THETAS, additive=False)
-SCALE = Constant(scale_is, measure_scale, SCALES, additive=False)
+EPSILON = Constant(epsilon_is, measure_epsilon, EPSILONS, additive=True, shows_at_once=True)
+THETA = Constant(theta_is, measure_theta, THETAS, additive=False, shows_at_once=False)
+SCALE = Constant(scale_is, measure_scale, SCALES, additive=False, shows_at_once=False)
 CONSTANTS = (EPSILON, THETA, SCALE)
+# Those of other families of models: what is tried together with a formula
+FREQUENT = ((EPSILON, 1e-6), (EPSILON, 1e-5), (THETA, 10000.0), (THETA, 100000.0), (THETA, 500000.0), (THETA, 1e6))
 CONSTANT_OF = {**dict.fromkeys(NORM_OPS, EPSILON), **dict.fromkeys(ROPE, THETA), "weights": SCALE}
 
 

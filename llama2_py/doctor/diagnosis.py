@@ -1,6 +1,6 @@
 """The search for the mistakes that explain another program's wrong operations.
 
-    by_operations(shard, tokens, get, judged, tell)    # ["epsilon is 1e-06, not 1e-05"]
+    by_operations(shard, tokens, get, judged, PRECISIONS["float32"], Budget(20))    # ["epsilon is 1e-06, not 1e-05"]
 
 Each known mistake is tried on the wrong operations, given each one's own inputs. It is named only if it turns every
 operation that it changes into a right one, in every layer and at every position, and spoils none. What no mistake
@@ -14,9 +14,11 @@ from itertools import combinations
 from math import isfinite
 from operator import add
 
+from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.constants import CONSTANT_OF, EPSILON, Constant, named, nearby
-from llama2_py.doctor.mistakes import FORMATS, ROPE, Format, Kind, both, known
-from llama2_py.doctor.operations import SMALLEST, UNLIKELY_ONE, Operations, judge, rms
+from llama2_py.doctor.mistakes import ROPE, Kind, both, known
+from llama2_py.doctor.operations import SMALLEST, UNLIKELY_ONE, Operations, in_precision, judge, rms
+from llama2_py.doctor.precision import FORMATS, Format, Precision
 from llama2_py.doctor.singles import Seen, single_logits
 from llama2_py.engine.checkpoint import Config
 from llama2_py.engine.graph import NORMS, PRODUCTS
@@ -35,19 +37,19 @@ FAILS = (ValueError, OverflowError, ZeroDivisionError)  # what a wrong operation
 Place = tuple[bool, int | None, int]  # is an operation wrong in this layer, at this position?
 
 
-def by_operations(shard, tokens: Sequence[int], get: Callable, judged: dict[str, list[Place]],
-                  tell: Callable) -> list[str]:
+def by_operations(shard, tokens: Sequence[int], get: Callable, judged: dict[str, list[Place]], precision: Precision,
+                  budget: Budget) -> list[str]:
     """The names of the mistakes that explain the wrong operations.
 
     get(op, layer, pos): another program's results, as for Operations. judged: all that could be judged, by operation.
-    tell(done, of): called from time to time.
     """
-    search = AmongOperations(shard, tokens, get, judged)
-    mistakes = known(shard.config, search.first_wrong("weights"))
-    search.try_all([mistake for mistake in mistakes if mistake.in_operations], tell)
-    for op in search.wrong:
-        if not search.is_explained(op):
-            search.look_closer(op)
+    search = AmongOperations(shard, tokens, get, judged, precision, budget)
+    mistakes = [mistake for mistake in known(shard.config, search.first_wrong("weights"))
+                if mistake.in_operations and not (precision.form and mistake.is_format)]
+    search.try_all(sorted(mistakes, key=search.turn))
+    left = [op for op in search.wrong if not search.is_explained(op)]
+    for _ in budget.trials(left, "wrong operations, looked at more closely", search.look_closer):
+        pass
     return search.names()
 
 
@@ -55,8 +57,11 @@ class AmongOperations:
     """The search for the mistakes that explain wrong operations. An explanation is a text, and the operations that it
     makes right: all that the mistake is about, or a part of them."""
 
-    def __init__(self, shard, tokens: Sequence[int], get: Callable, judged: dict[str, list[Place]]):
+    def __init__(self, shard, tokens: Sequence[int], get: Callable, judged: dict[str, list[Place]],
+                 precision: Precision, budget: Budget):
         self.shard = shard
+        self.precision = precision
+        self.budget = budget
         self.tokens = tokens
         self.get = get
         self.judged = judged
@@ -64,12 +69,20 @@ class AmongOperations:
         for op, places in judged.items():
             if any(is_wrong for is_wrong, _, _ in places):
                 self.wrong[op] = sorted(places, key=is_right)
-        self.right = Operations(shard, tokens, get)
+        self.right = self.made(Operations)
         self.candidates: Sequence[Kind] = []
         self.whole: dict[str, list[str]] = {}    # text -> operations
         self.partial: dict[str, list[str]] = {}
         self.changed: dict[str, tuple[str, ...]] = {}  # text -> all operations that its mistake changes
         self.off: dict[str, set] = {}            # operation -> (layer, element) of those that are wrong alone
+
+    def made(self, kind: type[Operations]) -> Operations:
+        """Operations of a class, from the other program's results."""
+        return in_precision(kind, self.precision)(self.shard, self.tokens, self.get)
+
+    def turn(self, mistake: Kind) -> bool:
+        """What mistakes are sorted by: those that convert whole matrices, which takes long, come last."""
+        return mistake.converts
 
     def expected(self, op: str, l: int | None, pos: int) -> tuple[list[float], list[float], list[float]]:
         """What an operation that was judged should give, its sigmas and its bounds."""
@@ -89,10 +102,11 @@ class AmongOperations:
 
     def explains(self, mistake: Kind, op: str, layers: set | None = None) -> bool:
         """Is an operation right everywhere, or in some layers, if the mistake is made?"""
-        operations = mistake(self.shard, self.tokens, self.get)
+        operations = self.made(mistake)
         for _, l, pos in self.wrong.get(op, self.judged[op]):
             if layers and l not in layers:
                 continue
+            self.budget.check()
             try:
                 y = operations.result(op, l, pos)
                 if y is None and op == "embedding":
@@ -103,19 +117,23 @@ class AmongOperations:
                 return False
         return True
 
-    def try_all(self, mistakes: Sequence[Kind], tell: Callable) -> None:
+    def try_all(self, mistakes: Sequence[Kind]) -> None:
         """Try mistakes one by one."""
         self.candidates = mistakes
-        for i, mistake in enumerate(mistakes):
-            tell(i, len(mistakes))
-            ops = [op for op in mistake.changes if op in self.judged]
-            mended = [op for op in ops if op in self.wrong and self.explains(mistake, op)]
-            if not mended or self.wrong.keys() & set(mistake.keeps):
-                continue
-            self.partial.setdefault(mistake.name, mended)
-            self.changed[mistake.name] = mistake.changes
-            if all(op in mended or self.leaves_right(mistake, op) for op in ops):
-                self.whole.setdefault(mistake.name, mended)
+        for _ in self.budget.trials(mistakes, "known mistakes", self.try_one):
+            pass
+
+    def try_one(self, mistake: Kind) -> None:
+        """Find out which operations a mistake explains."""
+        ops = [op for op in mistake.changes if op in self.judged]
+        mended = [op for op in ops if op in self.wrong and self.explains(mistake, op)]
+        if not mended or self.wrong.keys() & set(mistake.keeps):
+            return
+        is_whole = all(op in mended or self.leaves_right(mistake, op) for op in ops)
+        self.partial.setdefault(mistake.name, mended)
+        self.changed[mistake.name] = mistake.changes
+        if is_whole:
+            self.whole.setdefault(mistake.name, mended)
 
     def leaves_right(self, mistake: Kind, op: str) -> bool:
         """Is an operation right, and with the mistake as well?"""
@@ -126,7 +144,7 @@ class AmongOperations:
     def look_closer(self, op: str) -> None:
         """Look for what explains a wrong operation that no mistake does: a format, a constant, single elements; or a
         mistake in some layers alone, or two together, one of which may be a constant."""
-        form = self.format_of(op)
+        form = None if self.precision.form else self.format_of(op)
         if form:
             self.partial.setdefault(f"results are {form.name}", []).append(op)
             return
@@ -277,7 +295,7 @@ class AmongOperations:
             if op not in formula.changes or formula.rough or both_at_once:
                 continue
             try:
-                value = constant.measure(formula(self.shard, self.tokens, self.get), op, places)
+                value = constant.measure(self.made(formula), op, places)
             except FAILS:
                 continue
             if value is None or not isfinite(value):

@@ -12,12 +12,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from math import exp, fsum, inf, sqrt
 from operator import add, mul
-from struct import pack, unpack
-from typing import NamedTuple
 
 from llama2_py.doctor.operations import U, Operations, rms, sigmoid, softmax
+from llama2_py.doctor.precision import FORMATS, Format
 from llama2_py.engine.arithmetic import Exact, R
-from llama2_py.engine.graph import NORMS, PRODUCTS
+from llama2_py.engine.graph import NORMS, OPERATIONS, PRODUCTS
 from llama2_py.engine.rows import Rows, split
 
 NORM_OPS = tuple(NORMS)
@@ -26,7 +25,7 @@ HEADS = ("weights", "attention")
 RESIDUALS = ("attention_residual", "ffn_residual")
 PRODUCT_OPS = tuple(PRODUCTS)
 MATRICES = tuple([name for name, _ in PRODUCTS.values()])
-METHODS = frozenset([name for name in vars(Operations) if not name.startswith("__")])  # that a mistake can replace
+METHODS = frozenset([name for name in vars(Operations) if not name.startswith("__")])  # what a mistake can replace
 
 
 class Mistake(Operations):
@@ -38,15 +37,39 @@ class Mistake(Operations):
     in_logits = True                # is it tried on logits?
     in_operations = True            # is it tried on operations?
     rough = False                   # does it round to few bits?
+    is_format = False               # is it about numbers in few bits?
+    converts = False                # does it convert whole matrices, which takes long?
     alone = False                   # is it tried by itself, never beside a second mistake?
     replaces: frozenset[str] = frozenset()  # the methods that it replaces
+    of_classifier = False           # does it need all logits, or change the classifier?
+    has_layers = False              # can it be made in one layer alone?
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.replaces = frozenset([name for name in METHODS if getattr(cls, name) is not getattr(Operations, name)])
+        cls.of_classifier = "logits" in cls.changes and bool(cls.replaces & {"logits", "product", "matrix"})
+        cls.has_layers = set(cls.changes) <= {*OPERATIONS} and not (cls.rough or cls.converts)
 
 
 Kind = type[Mistake]
+
+
+def in_layer(mistake: Kind, layer: int) -> Kind:
+    """A mistake that is made in one layer alone."""
+    class InLayer(Mistake):
+        name = f"{mistake.name} (in layer {layer} alone)"
+        changes = mistake.changes
+
+        def __init__(self, shard, tokens, get):
+            super().__init__(shard, tokens, get)
+            self.mistaken = mistake(shard, tokens, get)
+
+        def result(self, op, l, pos):
+            return self.mistaken.result(op, l, pos) if l == layer else super().result(op, l, pos)
+
+        def errors(self, op, l, pos, y):
+            return self.mistaken.errors(op, l, pos, y) if l == layer else super().errors(op, l, pos, y)
+    return InLayer
 
 
 def both(a: Kind, b: Kind) -> Kind:
@@ -60,26 +83,6 @@ def both(a: Kind, b: Kind) -> Kind:
 # Formats of few bits
 
 
-class Format(NamedTuple):
-    """A format of numbers."""
-    name: str
-    round: Callable[[Sequence[float]], Sequence[float]]  # x (n) -> (n)
-    distance: float                                      # half the distance of neighbours at 1
-
-
-def float16(x: Sequence[float]) -> tuple[float, ...]:
-    """x (n) -> (n), rounded to float16; what is too large becomes the largest."""
-    form = f"{len(x)}e"
-    return unpack(form, pack(form, *[max(-65504.0, min(65504.0, v)) for v in x]))
-
-
-def bfloat16(x: Sequence[float]) -> tuple[float, ...]:
-    """x (n) -> (n), rounded to bfloat16, the upper half of a float32."""
-    n = len(x)
-    bits = [(i + 0x7FFF + (i >> 16 & 1)) & 0xFFFF0000 for i in unpack(f"{n}I", pack(f"{n}f", *x))]
-    return unpack(f"{n}f", pack(f"{n}I", *bits))
-
-
 def int8(x: Sequence[float], group: int) -> tuple[float, ...]:
     """x (n) -> (n), rounded to 8 bits, in groups of so many numbers with a scale each; 0: all are one group."""
     result: list[float] = []
@@ -88,9 +91,6 @@ def int8(x: Sequence[float], group: int) -> tuple[float, ...]:
         result += [round(v / scale) * scale for v in part] if scale else part
     return R(result)
 
-
-# The one with fewer bits first, since its numbers are in the other as well
-FORMATS = (Format("bfloat16", bfloat16, 2.0**-8), Format("float16", float16, 2.0**-11))
 
 # ----------------------------------------------------------------------------
 # All of them
@@ -331,6 +331,7 @@ def rope_in(form: Format) -> Iterator[Kind]:
     class Frequencies(Mistake):
         name = f"RoPE's frequencies are rounded to {form.name}"
         changes = ROPE
+        is_format = True
         alone = True
 
         def frequency(self, i):
@@ -340,6 +341,7 @@ def rope_in(form: Format) -> Iterator[Kind]:
     class Angles(Mistake):
         name = f"RoPE's angles are rounded to {form.name}"
         changes = ROPE
+        is_format = True
         alone = True
 
         def angle(self, i, pos):
@@ -349,6 +351,7 @@ def rope_in(form: Format) -> Iterator[Kind]:
     class Turns(Mistake):
         name = f"RoPE's cosines and sines are rounded to {form.name}"
         changes = ROPE
+        is_format = True
         alone = True
 
         def turn(self, i, pos):
@@ -625,6 +628,7 @@ def rounded_softmax(text: str, round_scores: Callable, round_exponentials: Calla
         name = text
         changes = ("weights",)
         rough = True
+        is_format = True
 
         def probabilities(self, scores):
             x = round_scores(scores)
@@ -988,6 +992,7 @@ def dropped_tails() -> Iterator[Kind]:
         name = "the last column of every matrix is left out"
         changes = PRODUCT_OPS
         alone = True
+        converts = True
         matrix = with_rows(MATRICES, without_last_column)
     yield LastColumn
 
@@ -997,6 +1002,7 @@ def transposed(op: str, which: str) -> Kind:
     class Transposed(Mistake):
         name = f"{which} is transposed"
         changes = (op,)
+        converts = True
         matrix = with_rows((which,), transposed_rows)
     return Transposed
 
@@ -1129,6 +1135,8 @@ def rounded_weights(text: str, rounded: Callable, embedding_too: bool = False, n
         name = text
         changes = PRODUCT_OPS
         alone = True
+        is_format = True
+        converts = True
         matrix = with_rows(MATRICES, rounded_rows)
     if not embedding_too:
         return OfMatrices
@@ -1263,6 +1271,7 @@ def rounded_results(text: str, ops: tuple[str, ...], form: Format) -> Kind:
         changes = ops
         in_operations = False
         rough = True
+        is_format = True
 
         def result(self, op, l, pos):
             y = super().result(op, l, pos)
@@ -1276,6 +1285,7 @@ def rounded_cache(text: str, kinds: str, ops: tuple[str, ...], form: Format) -> 
         name = text
         changes = ops
         rough = True
+        is_format = True
 
         def cached(self, op, l, t, kv, pos):
             x = super().cached(op, l, t, kv, pos)

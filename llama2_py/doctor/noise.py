@@ -1,73 +1,132 @@
-"""Noise: a run that errs at random by as much as float32 programs do.
+"""Noise: a run that errs at random by as much as other programs do.
 
-It goes beside the exact run, in a process of its own, with the same tokens; how far it strays is the unit in which
-another program's logits are measured.
+    noise = NoisyRun(model.shard, PRECISIONS["float32"], draws=2)
+    for position in noise.steps(tokens, 0, observed=False):
+        for events, logits in position: ..     # of each draw
+
+It goes beside the exact run, with the same tokens and the same weights; how far it strays is the unit in which another
+program's logits are measured.
 """
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+import functools
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from itertools import cycle, repeat
 from math import cos, dist, exp, fsum, sin, sqrt
 from random import Random
 from typing import Any
 
-from llama2_py.doctor.operations import U
+from llama2_py.doctor.operations import ROUNDED, ROUNDED_TWICE, TWICE, U
+from llama2_py.doctor.precision import Precision
 from llama2_py.engine.arithmetic import Exact
-from llama2_py.engine.workers import run_together
+from llama2_py.engine.checkpoint import MATRICES
+from llama2_py.engine.workers import Shard, run_together
+
+SEED = 1         # fixed, so that a verdict is the same everywhere
+NORMALS = 65537  # normal numbers, taken in turn; a prime, so that no two positions have the same
+
+# The expected errors, as standard deviations. In float32, of a dot product y = w.x of n numbers, the root of
+# 0.09 |w|^2 |x|^2 + 0.06 n y^2 times u; of sums of one sign, relative; of functions of one number, relative.
+OF_LENGTHS, OF_RESULT, OF_SUM, OF_FUNCTION, OF_ANGLE = 0.09, 0.06, 0.24, 0.6, 0.41
+# In a format of 16 bits, what is done to a result before the next operation reads it. (Products are moved by dots.)
+ROUNDINGS = {**dict.fromkeys(("q", "k", "weights", "attention_residual", "ffn_residual"), ROUNDED),
+             **dict.fromkeys(TWICE, ROUNDED_TWICE)}
 
 
-class Noisy(Exact):
+@functools.cache
+def normal_numbers() -> tuple[float, ...]:
+    """(NORMALS)"""
+    random = Random(SEED)
+    return tuple([random.gauss(0, 1) for _ in range(NORMALS)])
+
+
+class Noisy:
     """The arithmetic `exact`, with each result moved by its expected error in float32 times a normal random number.
 
-    Of a dot product y = w.x of n numbers that error is u sqrt(0.09 |w|^2 |x|^2 + 0.06 n y^2), with u = 2^-24; other
-    constants are relative. They are those of correct programs: llama2.c under several compilers, numpy, JAX,
-    PyTorch and llama.cpp, with sums in their orders.
+    The errors are those of correct programs: llama2.c under several compilers, numpy, JAX, PyTorch and llama.cpp, with
+    sums in their orders.
     """
 
-    # an iterator without an end: a process that makes noise has its own
-    normals: Iterator[float] = itertools.repeat(0.0)
+    name = "noisy"
+    Matrix, weights, reads = Exact.Matrix, None, "rows"
+    operand = staticmethod(Exact.operand)
 
-    @staticmethod
-    def dot(a: Sequence[float], b: Sequence[float]) -> float:
+    def __init__(self) -> None:
+        self.normals: Iterator[float] = cycle(normal_numbers())
+
+    def relative(self, error: float) -> float:
+        """1 + error u N"""
+        return 1 + error * U * next(self.normals)
+
+    def dot(self, a: Sequence[float], b: Sequence[float]) -> float:
         """As Exact.dot, of numbers of one sign."""
-        return Exact.dot(a, b) * (1 + 0.24 * sqrt(len(a)) * U * next(Noisy.normals))
+        return Exact.dot(a, b) * self.relative(OF_SUM * sqrt(len(a)))
 
-    @staticmethod
-    def total(values: Iterable[float]) -> float:
+    def total(self, values: Iterable[float]) -> float:
         """As Exact.total, of numbers of one sign."""
         values = list(values)
-        return fsum(values) * (1 + 0.24 * sqrt(len(values)) * U * next(Noisy.normals))
+        return fsum(values) * self.relative(OF_SUM * sqrt(len(values)))
 
-    @staticmethod
-    def dots(matrix: Exact.Matrix, operand: tuple) -> tuple[float, ...]:
+    def dots(self, matrix: Exact.Matrix, operand: tuple) -> tuple[float, ...]:
         """As Exact.dots, by the guess of arithmetic.bounds alone."""
         x, y, square = operand  # of x, -x/2 and |x/2|^2
-        lengths, relative = 2 * sqrt(0.09 * square) * U, sqrt(0.06 * len(x)) * U
-        guesses = map(dist, matrix.rows, itertools.repeat(y))  # of the root of |w + x/2|^2
+        lengths, relative = 2 * sqrt(OF_LENGTHS * square) * U, sqrt(OF_RESULT * len(x)) * U
+        guesses = map(dist, matrix.rows, repeat(y))  # of the root of |w + x/2|^2
         return tuple([(d * d - s - square) * (1 + relative * a) + lengths * sqrt(s) * b for d, s, a, b in zip(
-            guesses, matrix.squares, Noisy.normals, Noisy.normals, strict=False)])
+            guesses, matrix.squares, self.normals, self.normals, strict=False)])
 
-    @staticmethod
-    def exps(values: Sequence[float]) -> tuple[float, ...]:
+    def exps(self, values: Sequence[float]) -> tuple[float, ...]:
         """As Exact.exps."""
-        return tuple([exp(min(v, 88.0)) * (1 + 0.6 * U * next(Noisy.normals)) for v in values])
+        return tuple([exp(min(v, 88.0)) * self.relative(OF_FUNCTION) for v in values])
 
-    @staticmethod
-    def pow(a: float, b: float) -> float:
+    def pow(self, a: float, b: float) -> float:
         """As Exact.pow."""
-        return a**b * (1 + 0.6 * U * next(Noisy.normals))
+        return a**b * self.relative(OF_FUNCTION)
 
-    @staticmethod
-    def cos(angle: float) -> float:
+    def cos(self, angle: float) -> float:
         """As Exact.cos, of an angle that errs."""
-        return cos(angle * (1 + 0.41 * U * next(Noisy.normals)))
+        return cos(angle * self.relative(OF_ANGLE))
 
-    @staticmethod
-    def sin(angle: float) -> float:
+    def sin(self, angle: float) -> float:
         """As Exact.sin, of an angle that errs."""
-        return sin(angle * (1 + 0.41 * U * next(Noisy.normals)))
+        return sin(angle * self.relative(OF_ANGLE))
+
+    def passed_on(self, layer: int | None, op: str, values: Sequence[float]) -> Sequence[float]:
+        """What becomes of an operation's result, (n), before the next one reads it: nothing."""
+        return values
 
 
-SEED = 1        # fixed, so that a verdict is the same everywhere
-NORMALS = 65537  # normal numbers, taken in turn; a prime, so that no two positions have the same
+class NoisyInFewBits(Noisy):
+    """The same for a program that computes in a format of 16 bits. Each result is moved by its rounding; exponentials,
+    sums and powers are float32."""
+
+    def __init__(self, u: float) -> None:
+        super().__init__()
+        self.u = u
+
+    def dots(self, matrix: Exact.Matrix, operand: tuple) -> tuple[float, ...]:
+        """As Exact.dots, by the guess of arithmetic.bounds alone."""
+        _, y, square = operand
+        error = ROUNDED * self.u
+        guesses = map(dist, matrix.rows, repeat(y))
+        return tuple([(d * d - s - square) * (1 + error * a) for d, s, a in zip(
+            guesses, matrix.squares, self.normals, strict=False)])
+
+    def cos(self, angle: float) -> float:
+        """As Exact.cos."""
+        return cos(angle) * (1 + ROUNDED_TWICE * self.u * next(self.normals))
+
+    def sin(self, angle: float) -> float:
+        """As Exact.sin."""
+        return sin(angle) * (1 + ROUNDED_TWICE * self.u * next(self.normals))
+
+    def passed_on(self, layer: int | None, op: str, values: Sequence[float]) -> Sequence[float]:
+        """What becomes of an operation's result, (n), before the next one reads it: it is rounded."""
+        error = ROUNDINGS.get(op, 0.0) * self.u
+        if not error:
+            return values
+        return tuple([v * (1 + error * a) for v, a in zip(values, self.normals, strict=False)])
+
+
 # One draw's luck weighs more the fewer the steps: with one draw correct programs of 4 to 8 steps came to 3.25 times the
 # noise overall, with twelve to 2.03. From DRAWN steps on one is enough.
 DRAWN = 64
@@ -79,28 +138,52 @@ def draws(compared: int, steps: int) -> int:
     return max(1, min(-(-DRAWN // max(compared, 1)), MOST_PASSES // max(steps, 1)))
 
 
-class Alone:
-    """A whole model in a worker process, which makes noise there while the first process is exact. Each draw has a
-    cache of its own, and the weights are the same."""
+class NoisyRun:
+    """Noisy runs of a model beside the exact one. Each draw has a cache of its own; the weights are the model's."""
 
-    def __init__(self, build: Callable, draws: int, index: int, count: int):
-        """build(index, count) makes a shard."""
-        random = Random(SEED)
-        Noisy.normals = itertools.cycle([random.gauss(0, 1) for _ in range(NORMALS)])
-        self.shard = build(0, 1)
-        self.caches: list[list] = [[]] * draws  # of each draw, its layers'
+    def __init__(self, shard: Shard, precision: Precision, draws: int):
+        noisy = NoisyInFewBits(precision.u) if precision.form else Noisy()
+        self.shards = [with_arithmetic(shard, noisy) for _ in range(draws)]
 
-    def passes(self, *job: Any) -> list:
-        """As Shard.passes, of all draws, but already run, so that the processes meet at the end only. Each position
-        returns its results, draw by draw: [(events, logits)]"""
-        results = []
-        for draw, caches in enumerate(self.caches):
-            self.shard.caches = caches
-            results.append(run_together(self.shard.passes(*job), list))
-            self.caches[draw] = self.shard.caches
-        return [ended(list(position)) for position in zip(*results, strict=True)]
+    def steps(self, tokens: Sequence[int], pos: int, observed: bool) -> list[list[tuple[list, Sequence[float]]]]:
+        """Known tokens from position pos on -> for each position, of each draw its events, if they are observed, and
+        its logits."""
+        passes = [one_pass for shard in self.shards for one_pass in noisy_passes(shard, tokens, pos, observed)]
+        results = run_together(passes, list)
+        n = len(tokens)
+        return [results[i::n] for i in range(n)]
 
 
-async def ended(result: Any) -> Any:
-    """A pass that has been run."""
-    return result
+def with_arithmetic(shard: Shard, arithmetic: Any) -> Shard:
+    """A shard with the same weights, another arithmetic and a cache of its own."""
+    other = copy.copy(shard)
+    other.arithmetic = arithmetic
+    other.layers = [copy.copy(layer) for layer in shard.layers]
+    for layer in other.layers:
+        for name in MATRICES:
+            setattr(layer, name, getattr(layer, name).with_arithmetic(arithmetic))
+    other.classifier = shard.classifier.with_arithmetic(arithmetic)
+    other.caches = []
+    return other
+
+
+def noisy_passes(shard: Shard, tokens: Sequence[int], pos: int, observed: bool) -> list[Coroutine]:
+    """The passes of consecutive positions of one draw, which return their events and logits."""
+    if pos == 0:
+        shard.begin()
+    return [noisy_pass(shard, token, pos + i, observed) for i, token in enumerate(tokens)]
+
+
+async def noisy_pass(shard: Shard, token: int, pos: int, observed: bool) -> tuple[list, Sequence[float]]:
+    """A pass -> its events and its logits."""
+    noisy: Any = shard.arithmetic
+    events: list = []
+
+    def see(layer: int | None, op: str, values: Sequence[float]) -> Sequence[float]:
+        values = noisy.passed_on(layer, op, values)
+        if observed:
+            events.append((layer, op, values))
+        return values
+
+    run_pass: Callable = shard.run_pass
+    return events, await run_pass(shard, token, pos, see, True)

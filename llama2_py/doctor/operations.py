@@ -23,6 +23,7 @@ from itertools import chain
 from math import exp, fsum, hypot, sqrt
 from operator import add, mul, sub
 
+from llama2_py.doctor.precision import PRECISIONS, Precision
 from llama2_py.engine.frequencies import scaled
 from llama2_py.engine.graph import NORMS, PRODUCTS, sequence
 from llama2_py.engine.rows import split
@@ -31,6 +32,9 @@ U = 2.0**-24
 SMALLEST = 2.0**-126  # of the normal float32: some programs flush what is smaller to zero
 FLUSHED = 4 * SMALLEST  # how far a sum of two products is off, at most, if all that is so small is flushed
 ROTATED = ("q", "k")
+# A rounding to a format of 16 bits errs by 0.42 of its u in the root mean square; these results are rounded twice.
+ROUNDED, ROUNDED_TWICE = 0.42, 0.6
+TWICE = (*NORMS, "swiglu")
 Errors = tuple[list[float], list[float]]  # sigma, bound
 
 # How far a result may be from its definition: beyond the bound it is impossible, beyond these it is unlikely. (Right
@@ -96,6 +100,7 @@ class Operations:
 
     epsilon: float | None = None  # another one than the model's
     theta: float | None = None
+    precision: Precision = PRECISIONS["float32"]  # what the other program computes in
 
     def __init__(self, shard, tokens: Sequence[int], get: Callable):
         self.shard, self.config, self.tokens, self.given = shard, shard.config, tokens, get
@@ -328,7 +333,17 @@ class Operations:
     # -- errors
 
     def errors(self, op: str, l: int | None, pos: int, y: Sequence[float]) -> Errors:
-        """The sigma and the bound of each element of a result y (n) of float32 arithmetic on these inputs."""
+        """The sigma and the bound of each element of a result y (n), computed in the precision from these inputs."""
+        sigma, bound = self._float32_errors(op, l, pos, y)
+        u, smallest = self.precision.u, self.precision.smallest
+        if not u or op == "embedding":
+            return sigma, bound
+        roundings, of_sigma = (2, ROUNDED_TWICE) if op in TWICE else (1, ROUNDED)
+        return ([hypot(s, of_sigma * u * v, smallest) for s, v in zip(sigma, y, strict=True)],
+                [b + roundings * (u * abs(v) + smallest) for b, v in zip(bound, y, strict=True)])
+
+    def _float32_errors(self, op, l, pos, y):
+        """The same of float32 arithmetic; of RoPE and softmax with the roundings within them."""
         if op == "embedding":
             return [0.0] * len(y), [0.0] * len(y)
         if op in NORMS:
@@ -393,6 +408,7 @@ class Operations:
         """Those of the pair (a, b) turned: both products err, so do the angle, its cosine and sine, and the sum."""
         sigma, bound = list(sigma), list(bound)
         turns = functools.cache(lambda i: (*map(abs, self.turn(i, pos)), abs(self.angle(i, pos))))
+        coarse = self.precision.u  # of the products, the cosine and sine, and the two parts of each sum
         for first, second, i in self.pairs(len(y)):
             c, s, angle = turns(i)
             a, b = abs(y[first]), abs(y[second])
@@ -401,11 +417,15 @@ class Operations:
                 near, far = f * a + g * b, g * a + f * b
                 sigma[at] = hypot(f * sa, g * sb, 0.5 * U * near, 0.8 * U * angle * far)
                 bound[at] = f * ba + g * bb + U * (5 * near + 15 * angle * far + 2 * (a + b))
+                if coarse:
+                    sigma[at] = hypot(sigma[at], ROUNDED * sqrt(3) * coarse * hypot(f * a, g * b))
+                    bound[at] += 3 * coarse * near
         return sigma, bound
 
     def _softmax_errors(self, l, pos, y):
         """An error d of the scores' differences makes p err by p (d + sum p d + (n + 2) u)."""
         sigma, bound = [], []
+        coarse = self.precision.u  # of a score before and after it is scaled
         for h, p in enumerate(split(y, pos + 1)):
             q, scale, visible = self.get("q", l, pos)[h * self.hs:(h + 1) * self.hs], self.scale(), self.visible(pos)
             kv = self.kv_head(h, "k")
@@ -418,6 +438,9 @@ class Operations:
             n, scores = pos + 1, [scale * product for product in dots]
             ds = [hypot(scale * d, 0.6 * U * s, 0.4 * U * (s - highest)) for d, s in zip(ds, scores, strict=True)]
             db = [scale * d + U * (3 * abs(s) + abs(s - highest)) for d, s in zip(db, scores, strict=True)]
+            if coarse:
+                ds = [hypot(d, ROUNDED_TWICE * coarse * s) for d, s in zip(ds, scores, strict=True)]
+                db = [d + 2 * coarse * abs(s) for d, s in zip(db, scores, strict=True)]
             common, total = hypot(*map(mul, p, ds)), fsum(map(mul, p, db))
             sigma += [v * hypot(d, common, (0.24 * sqrt(n) + 0.8) * U) for v, d in zip(p, ds, strict=True)]
             bound += [v * (d + total + (n + 2) * U) for v, d in zip(p, db, strict=True)]
@@ -431,6 +454,11 @@ class Operations:
             sigma += ds
             bound += db
         return sigma, bound
+
+
+def in_precision(kind: type[Operations], precision: Precision) -> type[Operations]:
+    """Operations of a program that computes in a precision: the same results, other errors."""
+    return type(kind.__name__, (kind,), {"precision": precision}) if precision.form else kind
 
 
 def dot_errors(squares: Sequence[float], lengths: Iterable[float], square: float, n: int, y: Sequence[float]) -> Errors:
@@ -454,16 +482,19 @@ def dot_errors(squares: Sequence[float], lengths: Iterable[float], square: float
 class Model:
     """A model of such operations, each from the results of those before: Model(Operations, shard, tokens)."""
 
-    def __init__(self, kind: type, shard, tokens: Sequence[int], moved: Callable | None = None):
+    def __init__(self, kind: type, shard, tokens: Sequence[int], moved: Callable | None = None,
+                 check: Callable | None = None):
         """kind: Operations, or a class derived from it. moved(values, sigma) -> values: what is to become of each
-        result, given the error that float32 makes; None: nothing."""
+        result, given the error that float32 makes; None: nothing. check(): called before each operation."""
         self.results: dict = {}  # (op, layer, pos) -> values
         self.operations = kind(shard, tokens, lambda *place: self.results.get(place))
-        self.sequence, self.moved = sequence(shard.config.n_layers), moved
+        self.sequence, self.moved, self.check = sequence(shard.config.n_layers), moved, check
 
     def logits(self, pos: int) -> Sequence[float]:
         """The logits of a position, (vocab); positions come in order. Raises KeyError if its token is not known."""
         for op, l in self.sequence:
+            if self.check:
+                self.check()
             y = self.operations.result(op, l, pos)
             if y is None:
                 raise KeyError(op, l, pos)

@@ -1,72 +1,149 @@
-"""What the doctor says: the verdict, what it rests on, and what to do next."""
+"""What the doctor says of another program's numbers: the verdict, what it rests on, the mistake's name, and what to do
+next.
+
+The verdict is printed before the search for the mistake begins. The last five lines are made for a pull request.
+"""
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import fsum
 from typing import Any, BinaryIO
 
+from llama2_py import VERSION
 from llama2_py.console import printable
-from llama2_py.doctor.compare import ONE_LOGIT, ONE_STEP, Comparison, element, first_bit
+from llama2_py.doctor.budget import Budget
+from llama2_py.doctor.compare import FIVE, ONE_LOGIT, ONE_STEP, Comparison, element, first_bit, progress
 from llama2_py.doctor.numbers import Numbers
+from llama2_py.doctor.precision import PRECISIONS, Precision
 from llama2_py.doctor.search import bits_of
 from llama2_py.engine.graph import place
 
+BUDGET = 20.0  # seconds for the search
 
-def compare(model, tokenizer, tokens: Sequence[int], numbers: Numbers, out: BinaryIO, like: Any = None) -> bool:
+
+@dataclass
+class Diagnosis:
+    """What the search found."""
+    names: list[str] = field(default_factory=list)    # of the mistakes
+    untried: list[str] = field(default_factory=list)  # what it did not get to
+    seconds: float = BUDGET                           # that it could take
+
+
+def compare(model, tokenizer, tokens: Sequence[int], numbers: Numbers, out: BinaryIO, like: Any = None,
+            precision: Precision = PRECISIONS["float32"], budget: float = BUDGET, as_json: bool = False) -> bool:
     """Compare a file's numbers with the model's; print the verdict, why, what to do next -> is it consistent?
 
-    like: the model in another dialect, whose bits the numbers may have."""
-    comparison = Comparison(model, tokens, numbers)
+    like: the model in another dialect, whose bits the numbers may have. precision: what the other program computes in;
+    the model's weights are rounded to it. budget: seconds for the search. as_json: print one JSON object instead.
+    """
+    comparison = Comparison(model, tokens, numbers, precision)
     comparison.run()
-    consistent = comparison.consistent()
-    names = [] if consistent else comparison.names()
-    lines = list(report(comparison, tokenizer, names))
-    if like is not None:
-        bit = first_bit(like, comparison.tokens, numbers, comparison.done)
-        lines.insert(1, f"first bit unlike those of --like: {bit}" if bit else "equal in every bit to those of --like")
+    bits = bits_line(like, comparison) if like is not None else None
+    if not as_json:
+        write(out, [*verdict(comparison), *([bits] if bits else []), *reasons(comparison)])
+    diagnosis = diagnose(comparison, budget)
+    if as_json:
+        write(out, [json.dumps(as_object(comparison, diagnosis), separators=(",", ":"))])
+    else:
+        write(out, findings(comparison, diagnosis, tokenizer))
+    return comparison.consistent()
+
+
+def write(out: BinaryIO, lines: Sequence[str] | Iterator[str]) -> None:
+    """Print lines."""
     for line in lines:
         out.write(line.encode() + b"\n")
     out.flush()
-    return consistent
 
 
-def report(c: Comparison, tokenizer, names: Sequence[str]) -> Iterator[str]:
-    """The lines of the report."""
-    yield from verdict(c, names)
-    yield from reasons(c)
+def diagnose(c: Comparison, seconds: float = BUDGET) -> Diagnosis:
+    """Look for the mistakes that explain what is wrong, for so many seconds."""
+    if c.consistent():
+        return Diagnosis(seconds=seconds)
+
+    def tell(done: int, of: int) -> None:
+        progress("looking for the mistake", done, of)
+
+    budget = Budget(seconds, tell)
+    names = c.search(budget)
+    tell(1, 1)
+    return Diagnosis(names, budget.untried, seconds)
+
+
+def bits_line(like: Any, c: Comparison) -> str:
+    """Whether the numbers are, in every bit, those of the model in another dialect."""
+    bit = first_bit(like, c.tokens, c.numbers, c.done)
+    return f"first bit unlike those of --like: {bit}" if bit else "equal in every bit to those of --like"
+
+
+def findings(c: Comparison, diagnosis: Diagnosis, tokenizer) -> Iterator[str]:
+    """What follows the verdict and its reasons."""
+    if not c.consistent():
+        yield from named(c, diagnosis)
     if c.judged:
         yield from operations_table(c)
     if c.steps:
         yield from steps_table(c, tokenizer)
-    yield from advice(c, names)
+    yield from advice(c, diagnosis.names)
+    yield from summary(c, diagnosis)
 
 
-def verdict(c: Comparison, names: Sequence[str]) -> Iterator[str]:
-    """The verdict in a sentence, and the names of the mistakes."""
+def verdict_text(c: Comparison) -> str:
+    """The verdict in a sentence."""
     if c.not_finite:
-        yield f"not finite at {c.not_finite}"
-    elif c.consistent():
-        yield "consistent with float32: the differences are those of rounding"
-    elif not names:
-        yield "a mistake, not rounding; none of the known mistakes explains it"
-    elif len(names) == 1:
-        yield f"a mistake, not rounding: {names[0]}"
-    else:
-        yield f"{len(names)} mistakes, not rounding:"
+        return f"not finite at {c.not_finite}"
+    if c.consistent():
+        return f"consistent with {c.precision.name}: the differences are those of rounding"
+    return f"a mistake, not rounding in {c.precision.name}"
+
+
+def verdict(c: Comparison) -> Iterator[str]:
+    """The first line."""
+    yield verdict_text(c)
+
+
+def named(c: Comparison, diagnosis: Diagnosis) -> Iterator[str]:
+    """The names of the mistakes, and what was not tried."""
+    names = diagnosis.names
+    if len(names) == 1:
+        yield f"the mistake: {names[0]}"
+    elif names:
+        yield f"{len(names)} mistakes:"
         yield from (f"  {name}" for name in names)
+    elif not c.not_finite:
+        yield "none of the known mistakes " + ("that were tried explains it" if diagnosis.untried else "explains it")
+    if diagnosis.untried:
+        yield f"not tried in {diagnosis.seconds:g} s (--budget): {'; '.join(diagnosis.untried)}"
 
 
 def reasons(c: Comparison) -> Iterator[str]:
     """What the verdict rests on."""
     if c.steps:
         yield reason_of_logits(c)
-    if c.numbers.are_float16:
+    if c.numbers.are_float16 and not c.precision.form:
         yield "the file's numbers are float16, which hides what is smaller than their rounding"
     yield from reasons_of_operations(c)
     yield from reasons_apart(c)
+    yield from reasons_of_precision(c)
     if c.parted is not None:
         yield f"the texts part after step {c.parted}: only the steps up to there were judged"
-    if c.steps and not c.consistent() and not c.first_wrong:
+
+
+FAR_BETTER = 0.02  # of the noise of 16 bits: a float32 program came to 0.0004 of bfloat16's at most, others to 0.5
+
+
+def reasons_of_precision(c: Comparison) -> Iterator[str]:
+    """What the precision hides; whether it is another one than was said."""
+    if c.steps and c.precision.form and c.consistent():
+        if c.overall < FAR_BETTER:
+            yield (f"far nearer than {c.precision.name} comes: this looks like float32; compare without --precision, "
+                   "which sees more")
+        yield f"logits in {c.precision.name} do not show: {c.precision.unseen}"
+    if c.steps and not c.precision.form and not c.consistent() and not c.first_wrong:
         bits = bits_of([c.logits_of(step) for step in c.steps])
         if bits:
-            yield f"every logit is a {bits}: the program works in that format, or writes in it"
+            yield (f"every logit is a {bits}: the program computes in that format (--precision {bits} judges it as "
+                   "that), or writes in it")
         else:
             yield from size_hint(c)
 
@@ -75,7 +152,7 @@ def reason_of_logits(c: Comparison) -> str:
     """How far the logits are."""
     step, logit = max(c.steps, key=lambda s: s.off), max(c.steps, key=lambda s: s.worst)
     count = f"{len(c.steps)} step" + "s" * (len(c.steps) > 1)
-    return (f"logits of {count}, in units of a float32 program's noise: overall {c.overall:.3g} (limit "
+    return (f"logits of {count}, in units of a {c.precision.name} program's noise: overall {c.overall:.3g} (limit "
             f"{c.limit:g}), worst step {step.off:.3g} (limit {ONE_STEP:g}) at step {step.pos}, worst logit "
             f"{logit.worst:.3g} (limit {ONE_LOGIT:g}) at step {logit.pos}, token {logit.at}")
 
@@ -94,8 +171,9 @@ def reasons_of_operations(c: Comparison) -> Iterator[str]:
                "which this run enlarges, made them so")
     if c.first_wrong:
         wrong, j = c.first_wrong, c.first_wrong.judgement
-        how = (f"impossible in float32, in any order of summation: {j.bounds:.3g} times the bound" if j.impossible else
-               f"unlikely in float32: {j.worst:.3g} sigma, {j.sigmas:.3g} in the root mean square")
+        name = c.precision.name
+        how = (f"impossible in {name}, in any order of summation: {j.bounds:.3g} times the bound" if j.impossible else
+               f"unlikely in {name}: {j.worst:.3g} sigma, {j.sigmas:.3g} in the root mean square")
         at = element(wrong.op, j.at, c.numbers, wrong.pos)
         yield (f"first wrong operation: {place(wrong.op, wrong.layer, wrong.pos)}, {at}: {wrong.theirs:.9g} there, "
                f"{wrong.ours:.9g} here; {how}")
@@ -179,3 +257,66 @@ def what_to_dump(c: Comparison) -> str:
     if c.judged:
         return "the operations in the file are right: dump all others of the same positions as well"
     return "dump every operation of the first steps, as records; the first wrong one is then named"
+
+
+# ----------------------------------------------------------------------------
+# For a pull request, and for programs
+
+
+def mean_divergence(c: Comparison) -> float:
+    """The mean over all steps of the Kullback-Leibler divergence, in nats."""
+    return fsum([step.kl for step in c.steps]) / len(c.steps)
+
+
+def normalized_error(c: Comparison) -> float:
+    """The sum of all squared differences of logits, by that of the right logits' squares (NMSE)."""
+    return (fsum([(step.off * step.noise)**2 for step in c.steps])
+            / (fsum([step.size**2 for step in c.steps]) or 1.0))
+
+
+def same_likeliest(c: Comparison) -> int:
+    """The steps whose likeliest token is the same."""
+    return sum(step.ours == step.theirs for step in c.steps)
+
+
+def same_five(c: Comparison) -> float:
+    """The part of the five likeliest tokens that are the same, over all steps."""
+    return sum(step.five for step in c.steps) / (FIVE * len(c.steps))
+
+
+def summary(c: Comparison, diagnosis: Diagnosis) -> Iterator[str]:
+    """Five lines to paste into a pull request."""
+    names = f" ({'; '.join(diagnosis.names)})" if diagnosis.names else ""
+    yield f"llama2.py {VERSION}: {verdict_text(c)}{names}"
+    yield f"model {c.model.checkpoint.sha256()}"
+    operations = sum(map(len, c.judged.values()))
+    yield (f"{len(c.steps)} steps of logits and {operations} operations judged from their own inputs")
+    if not c.steps:
+        yield "no logits"
+        return
+    worst, logit = max(step.off for step in c.steps), max(step.worst for step in c.steps)
+    yield (f"overall {c.overall:.3g} (limit {c.limit:g}), worst step {worst:.3g} (limit {ONE_STEP:g}), worst logit "
+           f"{logit:.3g} (limit {ONE_LOGIT:g}), in units of the noise")
+    yield (f"mean KL divergence {mean_divergence(c):.2g} nats; the likeliest token is the same at {same_likeliest(c)} "
+           f"of {len(c.steps)} steps, of the five likeliest {100 * same_five(c):.4g} %")
+
+
+def as_object(c: Comparison, diagnosis: Diagnosis) -> dict[str, Any]:
+    """All of it for programs; docs/porting.md says what the keys mean."""
+    wrong = c.first_wrong
+    first = None if wrong is None else {
+        "pos": wrong.pos, "layer": wrong.layer, "op": wrong.op, "element": wrong.judgement.at, "theirs": wrong.theirs,
+        "ours": wrong.ours, "bounds": wrong.judgement.bounds, "sigmas": wrong.judgement.sigmas}
+    steps = [{"pos": s.pos, "noise": s.off, "worst_logit": s.worst, "likeliest": s.ours, "theirs": s.theirs, "kl": s.kl}
+             for s in c.steps]
+    logits = None if not c.steps else {
+        "steps": len(c.steps), "overall": c.overall, "overall_limit": c.limit,
+        "worst_step": max(s.off for s in c.steps), "worst_step_limit": ONE_STEP,
+        "worst_logit": max(s.worst for s in c.steps), "worst_logit_limit": ONE_LOGIT,
+        "kl_mean": mean_divergence(c), "nmse": normalized_error(c), "same_likeliest": same_likeliest(c),
+        "same_five": same_five(c), "by_step": steps}
+    return {"consistent": c.consistent(), "precision": c.precision.name, "verdict": verdict_text(c),
+            "mistakes": diagnosis.names, "untried": diagnosis.untried, "model": c.model.checkpoint.sha256(),
+            "logits": logits, "operations": {op: {"judged": len(found), "wrong": sum(j.wrong for j, _, _ in found)}
+                                             for op, found in c.judged.items()},
+            "first_wrong": first, "parted": c.parted, "reasons": list(reasons(c))}

@@ -1,37 +1,59 @@
 """The search for the mistakes that explain another program's wrong logits.
 
-    by_logits(shard, tokens, steps, tell)    # ["RoPE turns halves, (i, i + hs/2), not neighbours, (2i, 2i + 1)"]
+    by_logits(shard, tokens, steps, PRECISIONS["float32"], Budget(20))    # ["RoPE turns halves, (i, i + hs/2), .."]
 
-Each known mistake is made in a whole model, step by step. It is named only if its logits come within NEAR times the
-noise of float32, and NEARER times nearer than those of the right model. Of a rounding to few bits (a cache in float16)
-the first wrong step tells: later, float32's own noise turns some of those roundings.
+Each known mistake is made in a whole model, step by step, until a step shows that it cannot be the one. It is named
+only if its logits come within NEAR times the noise, and NEARER times nearer than those of the right model. Of a
+rounding to few bits (a cache in float16) the first wrong step tells: later, float32's own noise turns some of those
+roundings. Constants are tried first, then formulas, then weights in other formats, one layer alone, two at once. To
+sift, only some rows of a large classifier are computed.
 """
+import copy
+import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import fsum, inf
 from operator import mul, sub
 from random import Random
+from typing import Any, NamedTuple
 
-from llama2_py.doctor.constants import CONSTANTS, Constant, named, nearby
-from llama2_py.doctor.mistakes import FORMATS, Kind, both, known
+from llama2_py.doctor.budget import Budget
+from llama2_py.doctor.constants import CONSTANTS, FREQUENT, Constant, named, nearby
+from llama2_py.doctor.mistakes import Kind, both, in_layer, known
 from llama2_py.doctor.operations import Model, Operations, rms
+from llama2_py.doctor.precision import FORMATS, Precision
 from llama2_py.doctor.singles import SINGLE, Seen, single_logits
+from llama2_py.engine.arithmetic import Exact
+from llama2_py.engine.rows import Rows
 
-# A mistake's logits: within so many times the noise, and so many times nearer than the right model's. (Both were chosen
-# with some 400 wrong programs at hand, of which none was named falsely.)
-NEAR, NEARER = 10, 30
-# If they are within rounding themselves, less is enough: what is called wrong is at 10 and more.
-ROUNDING, NEARER_BY_ROUNDING = 2, 15
+
+class Limits(NamedTuple):
+    """When a mistake explains the logits, in units of the noise."""
+    near: float                # within so many times the noise,
+    nearer: float              # and so many times nearer than the right model's;
+    rounding: float            # if they are within rounding themselves,
+    nearer_by_rounding: float  # less is enough
+    hopeless: float            # a mistake is dropped at the first step that is so far from it
+    constant: float            # a measured constant comes nearer than a mistake has to
+
+
+# In float32 these were chosen with some 400 wrong programs at hand, of which none was named falsely. What is called
+# wrong there is at 10 and more. In a format of 16 bits the noise is thousands of times larger, and hides that.
+OF_FLOAT32 = Limits(near=10, nearer=30, rounding=2, nearer_by_rounding=15, hopeless=120, constant=3)
+OF_FEW_BITS = Limits(near=2, nearer=3, rounding=2, nearer_by_rounding=3, hopeless=24, constant=2)
+
+
+def limits_of(precision: Precision) -> Limits:
+    """Those of a program that computes in a precision."""
+    return OF_FEW_BITS if precision.form else OF_FLOAT32
+
+
 # A step whose logits are so far off is wrong. (Those of correct programs stay below 5.6; the verdict's own limit.)
 WRONG_STEP = 12
-# A mistake is dropped at the first step that is so far from it.
-HOPELESS = 12 * NEAR
-# So many times nearer, a mistake that is still not within NEAR may have enlarged the noise itself: that is measured.
+# So many times nearer, a mistake that is still not near may have enlarged the noise itself: that is measured.
 MAY_ENLARGE = 1000
-# A measured constant comes nearer than a mistake has to.
-NEAR_CONSTANT = 3
 # A rounding that explains the first wrong step must bring the later ones at least this near, by the right model's
 # distance.
 LATER_STEPS = 0.8
@@ -44,6 +66,7 @@ A_LITTLE_MORE = 1.01
 SIFT, SIFT_AFTER = 12, 6
 LATER, LATER_AFTER = 16, 8
 CONSTANT_AFTER = 3
+SAMPLE = 512  # rows of the classifier, by which a large one is sifted
 # Newton's method on a constant: steps at most, and where to stop; by how much it is moved to see a slope
 ROUNDS, CLOSE_ENOUGH = 8, 1e-9
 MOVE_BY, MOVE_BY_PART = 1e-6, 1e-4
@@ -51,17 +74,22 @@ MOVE_BY, MOVE_BY_PART = 1e-6, 1e-4
 SMALL_MODEL = 10**6
 FAR = 1e30  # the distance of a model that overflows
 FAILS = (KeyError, ValueError, OverflowError, ZeroDivisionError)  # what a wrong model can end in
+AT_THE_FIRST_STEP_ALONE_RIGHT = {"q", "k", "weights"}  # operations that change nothing there, mostly
 
 
-def by_logits(shard, tokens: Sequence[int], steps: Sequence[Seen], tell: Callable) -> list[str]:
+def by_logits(shard, tokens: Sequence[int], steps: Sequence[Seen], precision: Precision, budget: Budget) -> list[str]:
     """The names of the mistakes that explain logits which are not the right model's: one, or two made together. Those
-    that fit alike are one name, "A; or B". tell(done, of): called from time to time."""
-    simple = rounded_logits(steps) + out_of_step(steps) + single_logits(shard, tokens, steps)
+    that fit alike are one name, "A; or B"."""
+    formats = [] if precision.form else rounded_logits(steps)
+    near = limits_of(precision).near
+    simple = formats + out_of_step(steps, near) + single_logits(shard, tokens, steps)
     if simple:
         return ["; or ".join(simple)]
-    search = Search(shard, tokens, steps, tell)
-    mistakes = [mistake for mistake in known(shard.config, search.first) if mistake.in_logits]
-    alike = search.best(mistakes) or search.constants()
+    search = Search(shard, tokens, steps, precision, budget)
+    mistakes = [mistake for mistake in known(shard.config, search.first)
+                if mistake.in_logits and not (precision.form and mistake.is_format)]
+    mistakes.sort(key=search.turn)
+    alike = search.constants(mistakes) or search.best(mistakes, "known mistakes") or search.in_one_layer(mistakes)
     return ["; or ".join(alike)] if alike else pairs(search, mistakes)
 
 
@@ -92,12 +120,12 @@ def rounded_logits(steps: Sequence[Seen]) -> list[str]:
     return [f"logits are {name}"]
 
 
-def out_of_step(steps: Sequence[Seen]) -> list[str]:
+def out_of_step(steps: Sequence[Seen], near: float) -> list[str]:
     """Rows of logits that are one step early or late."""
     names = []
     for by, name in (1, "early: row t has the logits of step t + 1"), (-1, "late: row t has those of step t - 1"):
         offs = [step.off(steps[i + by].right) for i, step in enumerate(steps) if 0 <= i + by < len(steps)]
-        if offs and rms(offs) <= NEAR:
+        if offs and rms(offs) <= near:
             names.append(f"rows are one step {name}")
     return names
 
@@ -112,29 +140,46 @@ class Fit:
     noise: float   # how far it is from them, in units of their noise: root mean square over all steps
     nearer: float  # by how many times nearer it is than the right model
 
-    @property
-    def explains(self) -> bool:
-        """Is this rounding, and was it none?"""
-        nearer = NEARER_BY_ROUNDING if self.noise <= ROUNDING else NEARER
-        return self.noise <= NEAR and self.nearer >= nearer
-
 
 class Search:
     """The search for a mistake that explains logits."""
 
-    def __init__(self, shard, tokens: Sequence[int], steps: Sequence[Seen], tell: Callable):
+    def __init__(self, shard, tokens: Sequence[int], steps: Sequence[Seen], precision: Precision, budget: Budget):
         self.shard = shard
         self.tokens = tokens
         self.steps = steps
-        self.tell = tell
+        self.limits = limits_of(precision)
+        self.budget = budget
         self.before = [step.off(step.right) for step in steps]  # how far the right model is, by step
         self.first = next((pos for pos, off in enumerate(self.before) if off > WRONG_STEP), 0)
+        self.sample = sample_of(shard, steps)
 
-    def model(self, mistake: type[Operations]) -> Model:
+    @functools.cached_property
+    def prefix(self) -> dict:
+        """The right model's keys and values of position 0, which RoPE and the scores' scale leave as they are."""
+        model = Model(Operations, self.shard, self.tokens)
+        model.logits(0)
+        return model.results
+
+    def model(self, mistake: type[Operations], shard=None) -> Model:
         """A model with a mistake."""
-        return Model(mistake, self.shard, self.tokens)
+        return Model(mistake, shard or self.shard, self.tokens, check=self.budget.check)
+
+    def turn(self, mistake: Kind) -> int:
+        """What mistakes are sorted by: those that the first step speaks for come first; those that convert all weights,
+        which takes long, come last."""
+        if mistake.converts:
+            return 2
+        at_first = set(mistake.changes) <= AT_THE_FIRST_STEP_ALONE_RIGHT
+        return 0 if at_first == (self.before[0] <= WRONG_STEP) else 1
 
     # -- how well a mistake fits
+
+    def explains(self, fit: Fit) -> bool:
+        """Is this rounding, and was it none?"""
+        limits = self.limits
+        nearer = limits.nearer_by_rounding if fit.noise <= limits.rounding else limits.nearer
+        return fit.noise <= limits.near and fit.nearer >= nearer
 
     def fit(self, mistake: Kind, whole: bool = True) -> Fit | None:
         """Make the mistake, step by step; None as soon as it cannot be the one. whole: take all steps, or else the
@@ -147,7 +192,7 @@ class Search:
             return None
         noise = rms(offs)
         nearer = rms(self.before[:len(offs)]) / (noise or 1 / FAR)
-        if noise > NEAR and nearer >= MAY_ENLARGE:
+        if noise > self.limits.near and nearer >= MAY_ENLARGE:
             noise /= self.amplification(mistake, len(offs))
         return Fit(noise, nearer)
 
@@ -158,16 +203,38 @@ class Search:
             return None
         return Fit(offs[-1], self.before[self.first] / (offs[-1] or 1 / FAR))
 
+    def sifted(self, mistake: Kind) -> Fit | None:
+        """How well a mistake explains the logits; None if it does not. At first some logits are looked at, of a few
+        steps."""
+        if self.sample and self.sample_offs(mistake) is None:
+            return None
+        fit = self.fit(mistake, whole=False)
+        if fit is None or not self.explains(fit):
+            return None
+        if not mistake.rough:
+            fit = self.fit(mistake)
+        return fit if fit and self.explains(fit) else None
+
     def offs(self, mistake: Kind, count: int) -> list[float] | None:
         """How far the first steps are from a mistake's, as many as it can compute; None as soon as one is hopeless."""
-        model = self.model(mistake)
+        return self.offs_of(self.model(mistake), self.steps[:count])
+
+    def sample_offs(self, mistake: Kind) -> list[float] | None:
+        """The same of the first steps up to the first wrong one, by a sample of the logits. (Where a mistake is about
+        the classifier, all of them are needed: it passes.)"""
+        if mistake.of_classifier:
+            return []
+        return self.offs_of(self.model(mistake, self.sample.shard), self.sample.steps[:self.first + 1])
+
+    def offs_of(self, model: Model, steps: Sequence[Seen]) -> list[float] | None:
+        """How far steps are from a model's."""
         offs: list[float] = []
-        for step in self.steps[:count]:
+        for step in steps:
             try:
                 off = step.off(model.logits(len(offs)))
             except FAILS:
                 break
-            if not off <= HOPELESS:  # nan, too
+            if not off <= self.limits.hopeless:  # nan, too
                 return None
             offs.append(off)
         return offs
@@ -179,7 +246,7 @@ class Search:
         def moved(y, sigma):
             return [v + s * random.gauss(0, 1) for v, s in zip(y, sigma, strict=True)]
 
-        noisy = Model(mistake, self.shard, self.tokens, moved)
+        noisy = Model(mistake, self.shard, self.tokens, moved, self.budget.check)
         quiet = self.model(mistake)
         ratios = [rms(list(map(sub, noisy.logits(pos), quiet.logits(pos)))) / step.noise
                   for pos, step in enumerate(self.steps[:count])]
@@ -193,16 +260,9 @@ class Search:
 
     # -- which fit best
 
-    def best(self, mistakes: Sequence[Kind]) -> list[str]:
+    def best(self, mistakes: Sequence[Kind], what: str) -> list[str]:
         """The names of the mistakes that explain the logits alike, the nearest first."""
-        found = []
-        for i, mistake in enumerate(mistakes):
-            self.tell(i, len(mistakes))
-            sifted = self.fit(mistake, whole=False)
-            if sifted and sifted.explains:
-                fit = sifted if mistake.rough else self.fit(mistake)
-                if fit and fit.explains:
-                    found.append((fit.noise, mistake))
+        found = [(fit.noise, mistake) for mistake, fit in self.budget.trials(mistakes, what, self.sifted)]
         if any(mistake.rough for _, mistake in found):
             found = self.held_against_later_steps(found)
         found.sort(key=by_noise)
@@ -212,12 +272,9 @@ class Search:
     def held_against_later_steps(self, found: list[tuple[float, Kind]]) -> list[tuple[float, Kind]]:
         """Roundings that explain the first wrong step, measured by the later ones, and the other mistakes."""
         right = rms(self.before[:max(LATER, self.first + LATER_AFTER)])
-        kept = []
-        for noise, mistake in found:
-            if not mistake.rough:
-                kept.append((noise, mistake))
-                continue
-            distance = self.distance(mistake)
+        kept = [(noise, mistake) for noise, mistake in found if not mistake.rough]
+        rough = [mistake for _, mistake in found if mistake.rough]
+        for mistake, distance in self.budget.trials(rough, "roundings, by the later steps", self.distance):
             if distance < LATER_STEPS * right:
                 kept.append((distance, mistake))
         return kept
@@ -228,52 +285,96 @@ class Search:
             return f"{mistake.name} (seen at step {self.first}; later, float32's noise turns some of these roundings)"
         return mistake.name
 
+    def in_one_layer(self, mistakes: Sequence[Kind]) -> list[str]:
+        """The names of mistakes that are made in one layer alone."""
+        layers = range(self.shard.config.n_layers) if self.shard.config.n_layers > 1 else ()
+        tried = [in_layer(mistake, l) for l in layers for mistake in mistakes if mistake.has_layers]
+        return self.best(tried, "known mistakes in a layer")
+
     # -- constants
 
-    def constants(self) -> list[str]:
-        """The names of constants that explain the logits."""
-        return [name for name in map(self.constant, CONSTANTS) if name is not None]
+    def constants(self, mistakes: Sequence[Kind]) -> list[str]:
+        """The names of constants that explain the logits; or of formulas about the same operations, if they do."""
+        tried = sorted(CONSTANTS, key=self.turn_of_constant)
+        found = list(self.budget.trials(tried, "constants", self.constant))
+        if not found:
+            return []
+        ops = {op for constant, _ in found for op in constant.mistake(1.0, self.shard.config).changes}
+        related = [mistake for mistake in mistakes if set(mistake.changes) == ops and not mistake.converts]
+        return self.best(related, "mistakes in the same operations") or [name for _, name in found]
+
+    def turn_of_constant(self, constant: Constant) -> bool:
+        """What constants are sorted by: those that the first step speaks for come first."""
+        return constant.shows_at_once != (self.before[0] > WRONG_STEP)
 
     def constant(self, constant: Constant) -> str | None:
         """The name of a constant, if a value of it explains the logits."""
-        start = min(constant.grid, key=lambda value: self.tried(constant, value)[0])
-        value = self.refined(constant, start)
+        if self.before[0] > WRONG_STEP and not constant.shows_at_once:
+            return None
+        trial = ConstantTrial(self, constant)
+        value = trial.refined(trial.start())
         for candidate in nearby(value):
             for whole in False, True:
                 fit = self.fit(constant.mistake(candidate, self.shard.config), whole)
-                if not (fit and fit.explains and fit.noise < NEAR_CONSTANT):
+                if not (fit and self.explains(fit) and fit.noise < self.limits.constant):
                     break
             else:
                 return named(constant, candidate, value, self.shard.config)
         return None
 
-    def tried(self, constant: Constant, value: float) -> tuple[float, list[Sequence[float]]]:
-        """How far the first steps are with a value of a constant, root mean square; and their logits."""
-        model = self.model(constant.mistake(value, self.shard.config))
-        steps = self.steps[:self.first + CONSTANT_AFTER]
+
+class ConstantTrial:
+    """The search for a constant's value, by the steps up to the first wrong one and a few more."""
+
+    def __init__(self, search: Search, constant: Constant):
+        self.search = search
+        self.constant = constant
+        of = search.sample or Sample(search.shard, search.steps)
+        self.shard = of.shard
+        self.steps = of.steps[:search.first + 1]
+        self.tried = functools.cache(self.try_value)
+
+    def start(self) -> float:
+        """Where to look: the first value of the grid that fits, or else the nearest."""
+        for value in self.constant.grid:
+            if self.tried(value)[0] <= self.search.limits.constant:
+                return value
+        return min(self.constant.grid, key=self.distance)
+
+    def distance(self, value: float) -> float:
+        """How far the steps are with a value, root mean square."""
+        return self.tried(value)[0]
+
+    def try_value(self, value: float) -> tuple[float, list[Sequence[float]]]:
+        """How far the steps are with a value; and their logits."""
+        mistake = self.constant.mistake(value, self.search.shard.config)
+        model = self.search.model(mistake, self.shard)
+        skipped = 0 if self.constant.shows_at_once or len(self.steps) < 2 else 1
+        if skipped:
+            model.results.update(self.search.prefix)
         try:
-            rows = [model.logits(pos) for pos in range(len(steps))]
+            rows = [model.logits(pos) for pos in range(skipped, len(self.steps))]
         except FAILS:
             return FAR, []
-        return rms([step.off(row) for step, row in zip(steps, rows, strict=True)]), rows
+        return rms([step.off(row) for step, row in zip(self.steps[skipped:], rows, strict=True)]), rows
 
-    def refined(self, constant: Constant, value: float) -> float:
-        """The value of a constant for which the logits are nearest: Newton's method (Gauss-Newton) on its value, or on
-        its logarithm."""
+    def refined(self, value: float) -> float:
+        """The value for which the logits are nearest: Newton's method (Gauss-Newton) on it, or on its logarithm."""
+        additive = self.constant.additive
         for _ in range(ROUNDS):
-            distance, rows = self.tried(constant, value)
-            move = MOVE_BY if constant.additive else MOVE_BY_PART * value
-            _, moved = self.tried(constant, value + move)
+            distance, rows = self.tried(value)
+            move = MOVE_BY if additive else MOVE_BY_PART * value
+            _, moved = self.tried(value + move)
             if not rows or not moved:
                 return value
             change = move * self.newton(rows, moved)
-            if constant.additive:
+            if additive:
                 new = max(value + change, 0.0)
             else:
                 new = value * math.exp(max(-1.0, min(1.0, change / value)))
-            if self.tried(constant, new)[0] >= distance:
+            if self.distance(new) >= distance:
                 return value
-            if abs(new - value) < CLOSE_ENOUGH * (1 if constant.additive else value):
+            if abs(new - value) < CLOSE_ENOUGH * (1 if additive else value):
                 return new
             value = new
         return value
@@ -281,10 +382,37 @@ class Search:
     def newton(self, rows: Sequence[Sequence[float]], moved: Sequence[Sequence[float]]) -> float:
         """How many times the move from rows to moved brings the logits nearest, by least squares."""
         slope, rest = [], []
-        for step, row, other in zip(self.steps, rows, moved, strict=False):  # rows are of the first steps
+        for step, row, other in zip(self.steps[-len(rows):], rows, moved, strict=True):
             slope += [(b - a) / step.noise for a, b in zip(row, other, strict=True)]
             rest += [(t - a) / step.noise for a, t in zip(row, step.theirs, strict=True)]
         return fsum(map(mul, slope, rest)) / (fsum(map(mul, slope, slope)) or inf)
+
+
+# ----------------------------------------------------------------------------
+# A sample of the logits
+
+
+@dataclass
+class Sample:
+    """A model that computes some logits alone, and the steps' logits of the same tokens."""
+    shard: Any
+    steps: Sequence[Seen]
+
+
+def sample_of(shard, steps: Sequence[Seen]) -> Sample | None:
+    """Some rows of a large classifier, all over it; None if it is small."""
+    vocab_size, dim = shard.config.vocab_size, shard.config.dim
+    if vocab_size <= 2 * SAMPLE:
+        return None
+    chosen = range(0, vocab_size, vocab_size // SAMPLE)
+
+    def read(first, last, check):
+        return [shard.checkpoint.rows("classifier", 0, i, i + 1, check=check)[0] for i in chosen[first:last]]
+
+    other = copy.copy(shard)
+    other.classifier = Rows(read, shard.checkpoint.release, Exact, range(len(chosen)), dim, unpacked=True)
+    some = slice(None, None, chosen.step)
+    return Sample(other, [Seen(step.theirs[some], step.right[some], step.noise) for step in steps])
 
 
 def by_noise(found: tuple[float, Kind]) -> float:
@@ -300,15 +428,19 @@ def pairs(search: Search, mistakes: Sequence[Kind]) -> list[str]:
     """Two mistakes made together, in a model so small that some thousand steps are soon made."""
     c = search.shard.config
     if c.n_layers * c.dim * (2 * c.dim + 3 * c.hidden_dim) + c.vocab_size * c.dim > SMALL_MODEL:
+        search.budget.untried.append("two mistakes at once, in a model of this size")
         return []
-    tried = possible_pairs(search, [mistake for mistake in mistakes if not (mistake.rough or mistake.alone)])
-    for i, (a, b) in enumerate(tried):
-        search.tell(i, len(tried))
-        if a.replaces & b.replaces:
-            continue
-        fit = search.fit(both(a, b))
-        if fit and fit.explains:
-            return [a.name, b.name]
+    single = [mistake for mistake in mistakes if not (mistake.rough or mistake.alone)]
+    constants = [constant.mistake(value, c) for constant, value in FREQUENT]
+    tried = possible_pairs(search, single + constants)
+
+    def fits(pair: tuple[Kind, Kind]) -> Fit | None:
+        a, b = pair
+        fit = None if a.replaces & b.replaces else search.fit(both(a, b))
+        return fit if fit and search.explains(fit) else None
+
+    for (a, b), _ in search.budget.trials(tried, "pairs of known mistakes", fits):
+        return [a.name, b.name]
     return []
 
 
@@ -316,20 +448,24 @@ def possible_pairs(search: Search, mistakes: Sequence[Kind]) -> list[tuple[Kind,
     """The pairs that the first step allows: RoPE and attention leave it as it is, so what explains it alone is one of
     the two, and the other is among those that leave it."""
     step = search.steps[0]
+    near = search.limits.near
     right = search.model(Operations).logits(0)
     explain, keep, change = [], [], []  # what they do to the first step
-    for mistake in mistakes:
+
+    def first_logits(mistake: Kind) -> Sequence[float] | None:
         try:
-            logits = search.model(mistake).logits(0)
+            return search.model(mistake).logits(0)
         except FAILS:
-            continue
-        if rms(list(map(sub, logits, right))) <= NEAR * step.noise:
+            return None
+
+    for mistake, logits in search.budget.trials(mistakes, "known mistakes, in pairs", first_logits):
+        if rms(list(map(sub, logits, right))) <= near * step.noise:
             keep.append(mistake)
-        elif step.off(logits) <= NEAR:
+        elif step.off(logits) <= near:
             explain.append(mistake)
         else:
             change.append(mistake)
-    if search.before[0] <= NEAR:
+    if search.before[0] <= near:
         return list(combinations(keep, 2))
     if explain:
         return [(a, b) for a in explain for b in keep]

@@ -5,6 +5,7 @@ they are used. Both give the same bits.
     ys = rows.times([x])    # [the product of the matrix and x]
 """
 import contextlib
+import copy
 import os
 import re
 from array import array
@@ -75,6 +76,12 @@ class Rows:
         if unpacked:
             self.blocks = [block.matrix() for block in self.blocks]
             release()
+
+    def with_arithmetic(self, arithmetic: Arithmetic) -> "Rows":
+        """The same rows for another arithmetic, whose matrices are of the same class."""
+        other = copy.copy(self)
+        other.arithmetic = arithmetic
+        return other
 
     def times(self, xs: Sequence[Sequence[float]]) -> list[list[float]]:
         """xs (positions, columns) -> (positions, rows): the product of these rows with each vector."""

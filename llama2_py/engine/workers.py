@@ -97,12 +97,16 @@ class Shard:
         """A row of the embedding, (dim); read from the file, since a step needs only one."""
         return self.checkpoint.rows("embedding", 0, token, token + 1)[0]
 
+    def begin(self) -> None:
+        """Empty the caches: position 0 comes next."""
+        self.caches = [Cache(self.arithmetic, self.config.head_size, self.group, self.heads, self.kv_heads)
+                       for _ in self.layers]
+
     def passes(self, tokens: Sequence[int], pos: int, skip: int, observed: bool) -> list:
         """The forward passes of consecutive positions from pos on; the first `skip` of them without logits. Each
         returns its recorded events and its logits."""
         if pos == 0:
-            self.caches = [Cache(self.arithmetic, self.config.head_size, self.group, self.heads, self.kv_heads)
-                           for _ in self.layers]
+            self.begin()
         repeated = self.config.head_size if self.heads.start % self.group else 0
 
         async def recorded(token, pos, wanted):
