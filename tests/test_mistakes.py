@@ -290,7 +290,7 @@ class NoiseOnce(noise.NoisyRun):
     kept = {}
 
     def steps(self, *job):
-        key = repr((len(self.shards), job))
+        key = repr(([length for _, length in self.draws], job))
         if key not in self.kept:
             self.kept[key] = super().steps(*job)
         return self.kept[key]
@@ -469,8 +469,9 @@ def test_few_steps_of_a_correct_port_are_consistent(path, tmp_path, steps):
 
 
 def test_noise_is_drawn_until_its_luck_weighs_little():
-    assert [noise.draws(n, n) for n in (1, 3, 8, 32, 64, 65, 1000)] == [64, 22, 8, 2, 1, 1, 1]
-    assert noise.draws(1, 100) == 2 and noise.draws(1, 300) == 1  # late steps cost all those before
+    assert noise.draws(1, 1) == [1] * 64 and noise.draws(3, 3) == [3] * 21 + [1] and noise.draws(8, 8) == [8] * 8
+    assert noise.draws(63, 63) == [63, 1] and [noise.draws(n, n) for n in (64, 65, 1000)] == [[64], [65], [1000]]
+    assert noise.draws(1, 100) == [100] * 2 and noise.draws(1, 300) == [300]  # late steps cost all those before
 
 
 @pytest.mark.parametrize("wanted", [

@@ -39,8 +39,6 @@ OPERATION, ONE_OPERATION = 4.0, 32.0
 NO_NOISE = 1e-30  # stands for noise where there is none
 HALF_OF_FLOAT16 = 2.0**-12  # what writing float16 adds to the noise: root mean square, relative
 
-# For the search: at least so many steps, and so many after the first wrong one
-SEARCHED, SEARCHED_AFTER = 32, 12
 KEPT = 4096  # results of the other program, for keys and values, which all later positions need
 
 
@@ -296,10 +294,9 @@ class Comparison:
             judged = {op: [(j.wrong, l, pos) for j, l, pos in places] for op, places in self.judged.items()}
             found = diagnosis.by_operations(self.shard, self.tokens, self.get, judged, self.precision, budget)
         elif self.logits_wrong:
-            first = next((i for i, step in enumerate(self.steps) if step.off >= ONE_STEP), 0)
-            steps = self.steps[:max(SEARCHED, first + SEARCHED_AFTER)]
-            if [step.pos for step in steps] == list(range(len(steps))):  # no step is missing
-                seen = [search.Seen(self.logits_of(step), self.exact[step.pos], step.noise) for step in steps]
+            in_a_row = [step for i, step in enumerate(self.steps) if step.pos == i]  # up to the first that is missing
+            if in_a_row:
+                seen = [search.Seen(self.logits_of(step), self.exact[step.pos], step.noise) for step in in_a_row]
                 found = search.by_logits(self.shard, self.tokens, seen, self.precision, budget)
         return found
 

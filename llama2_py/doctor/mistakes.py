@@ -12,10 +12,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from math import exp, fsum, inf, sqrt
 from operator import add, mul
+from struct import pack, unpack
 
-from llama2_py.doctor.operations import U, Operations, rms, sigmoid, softmax
-from llama2_py.doctor.precision import FORMATS, Format
+from llama2_py.doctor.operations import U, Operations, dot, rms, sigmoid, softmax
+from llama2_py.doctor.precision import FORMATS, Format, float16
 from llama2_py.engine.arithmetic import Exact, R
+from llama2_py.engine.frequencies import scaled
 from llama2_py.engine.graph import NORMS, OPERATIONS, PRODUCTS
 from llama2_py.engine.rows import Rows, split
 
@@ -105,20 +107,29 @@ def known(config, first_wrong: int = 0) -> list[Kind]:
         *rope_frequencies(),
         *rope_formats(),
         *rope_positions(),
+        *rope_loops(),
+        *partial_rope(),
+        *rope_scalings(config),
         *key_heads(),
+        *head_orders(),
+        *score_changes(),
         *score_scales(),
         *visible_positions(first_wrong),
         *softmax_sums(),
         *cache_shifts(),
+        *shared_caches(config.n_layers),
         *softmax_formulas(),
         *softmax_formats(),
         *norm_formulas(),
         *norm_weights(config.n_layers),
         *swapped_norms(),
+        *norm_orders(config.n_layers),
         *feed_forward(),
         *residuals(),
         *wrong_matrices(config),
+        *wrong_offsets(config),
         *dropped_tails(),
+        *vector_tails(config),
         *wrong_layers(config.n_layers),
         *classifiers(config),
         *weight_formats(config),
@@ -404,8 +415,179 @@ def one_shifted(which: str, by: int, text: str) -> Kind:
     return OneShifted
 
 
+def rope_loops() -> Iterator[Kind]:
+    """The loop that turns."""
+    class InPlace(Mistake):
+        name = "RoPE overwrites the first of a pair before it turns the second"
+        changes = ROPE
+
+        def rotated(self, op, y, pos):
+            turned = super().rotated(op, y, pos)
+            for first, second, i in self.pairs(len(y)):
+                c, s = self.turn(i, pos)
+                turned[second] = turned[first] * s + y[second] * c
+            return turned
+    yield InPlace
+
+    class KeysTwice(Mistake):
+        name = "RoPE turns keys twice: when they are stored, and when they are read"
+        changes = ("weights",)
+        alone = True
+
+        def cached(self, op, l, t, kv, pos):
+            x = super().cached(op, l, t, kv, pos)
+            return self.rotated("k", list(x), t) if op == "k" else x
+    yield KeysTwice
+
+    class KeysAtEachStep(Mistake):
+        name = "RoPE turns the keys in the cache again at each later step"
+        changes = ("weights",)
+        alone = True
+
+        def cached(self, op, l, t, kv, pos):
+            x = super().cached(op, l, t, kv, pos)
+            return self.rotated("k", list(x), t * (pos - t)) if op == "k" else x
+    yield KeysAtEachStep
+
+
+def partial_rope() -> Iterator[Kind]:
+    """RoPE of a part of each head."""
+    for part in 2, 4:
+        yield partly_turned(part, "")
+        yield partly_turned(part, ", with the frequencies of a head of that size")
+
+
+def partly_turned(part: int, frequencies: str) -> Kind:
+    """RoPE that turns 1/part of each head; frequencies: how its frequencies go, if not as usual."""
+    class PartlyTurned(Mistake):
+        name = f"RoPE turns the first 1/{part} of each head alone{frequencies}"
+        changes = ROPE
+        alone = True
+
+        def pairs(self, n):
+            return [pair for pair in super().pairs(n) if pair[0] % self.hs < self.hs // part]
+
+        def frequency(self, i):
+            return super().frequency(part * i if frequencies else i)
+    return PartlyTurned
+
+
+LLAMA_3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def rope_scalings(config) -> Iterator[Kind]:
+    """The scaling of RoPE's frequencies."""
+    if config.rope_scaling is not None:
+        yield other_scaling("RoPE's scaling is left out", None)
+    yield other_scaling("RoPE's frequencies are scaled as Llama 3.1's", LLAMA_3)
+    yield other_scaling("RoPE's frequencies are scaled as Llama 3.2's", {**LLAMA_3, "factor": 32.0})
+    for factor in 2, 4, 8:
+        yield other_scaling(f"RoPE's positions are divided by {factor}", {"factor": factor})
+
+
+def other_scaling(text: str, scaling: dict | None) -> Kind:
+    """RoPE with another scaling than the model's."""
+    class OtherScaling(Mistake):
+        name = text
+        changes = ROPE
+        alone = True
+
+        def frequency(self, i):
+            return scaled(self.theta ** (-2 * i / self.hs), scaling, float)
+    return OtherScaling
+
+
 # ----------------------------------------------------------------------------
 # Attention
+
+
+def head_orders() -> Iterator[Kind]:
+    """Where a head's numbers stand, and which heads are computed."""
+    class Reversed(Mistake):
+        name = "heads are joined in reverse order"
+        changes = ("attention",)
+        alone = True
+
+        def attention(self, l, pos):
+            heads = split(super().attention(l, pos), self.hs)
+            return [v for head in reversed(heads) for v in head]
+    yield Reversed
+
+    class Interleaved(Mistake):
+        name = "heads are joined element by element: (hs, heads), not (heads, hs)"
+        changes = ("attention",)
+        alone = True
+
+        def attention(self, l, pos):
+            heads = split(super().attention(l, pos), self.hs)
+            return [v for element in zip(*heads, strict=True) for v in element]
+    yield Interleaved
+
+    class LastMissing(Mistake):
+        name = "the last head is left out: its part of attention is 0"
+        changes = ("attention",)
+        alone = True
+
+        def attention(self, l, pos):
+            return [*super().attention(l, pos)[:-self.hs], *[0.0] * self.hs]
+    yield LastMissing
+
+    class OneEach(Mistake):
+        name = "only as many query heads are computed as there are key heads: the others are 0"
+        changes = ("attention",)
+        alone = True
+
+        def attention(self, l, pos):
+            n = self.config.n_kv_heads * self.hs
+            result = super().attention(l, pos)
+            return [*result[:n], *[0.0] * (len(result) - n)]
+    yield OneEach
+
+
+CAPS = (50.0, 30.0, 20.0)  # of families of models that have one
+
+
+def capped(x: Sequence[float], cap: float) -> list[float]:
+    """x (n) -> (n): each pressed between -cap and cap."""
+    return [cap * math.tanh(v / cap) for v in x]
+
+
+def score_changes() -> Iterator[Kind]:
+    """Something that is done to queries, keys or scores and is not Llama's."""
+    for cap in CAPS:
+        yield capped_scores(cap)
+
+    class ALiBi(Mistake):
+        name = "ALiBi: scores lose by distance, a slope a head"
+        changes = ("weights",)
+
+        def scores(self, l, pos, h):
+            slope = 2.0 ** (-8 * (h + 1) / self.config.n_heads)
+            visible = self.visible(pos)
+            return [s - slope * (pos - t) for s, t in zip(super().scores(l, pos, h), visible, strict=True)]
+    yield ALiBi
+
+    class NormalizedHeads(Mistake):
+        name = "q and k are normalized, head by head"
+        changes = ROPE
+        alone = True
+
+        def rotated(self, op, y, pos):
+            heads = map(self.normalized, split(y, self.hs))
+            return super().rotated(op, [v for head in heads for v in head], pos)
+    yield NormalizedHeads
+
+
+def capped_scores(cap: float) -> Kind:
+    """Scores with a soft cap."""
+    class CappedScores(Mistake):
+        name = f"scores are capped at {cap:g} by tanh"
+        changes = ("weights",)
+        alone = True
+
+        def probabilities(self, scores):
+            return super().probabilities(capped(scores, cap))
+    return CappedScores
 
 
 def key_heads() -> Iterator[Kind]:
@@ -449,6 +631,14 @@ def key_heads_of(kinds: str, text: str, ops: tuple[str, ...]) -> Iterator[Kind]:
         def other_head(self, h):
             return min(h, self.config.n_kv_heads - 1)
     yield UpToTheLast
+
+    class ByKeyHeads(OtherHead):
+        name = f"query head h uses {text} h / kv_heads, {not_it}"
+        alone = True
+
+        def other_head(self, h):
+            return min(h // self.config.n_kv_heads, self.config.n_kv_heads - 1)
+    yield ByKeyHeads
 
     class OfTheNext(OtherHead):
         name = f"query head h uses {text} of query head h + 1, {not_it}"
@@ -503,6 +693,31 @@ def visible_positions(first_wrong: int) -> Iterator[Kind]:
         def visible(self, pos):
             return range(pos)
     yield NotItself
+
+    class NoMask(Mistake):
+        name = "there is no mask: each position attends to all later ones as well"
+        changes = HEADS
+        in_operations = False
+        alone = True
+        sees_later = True
+
+        def visible(self, pos):
+            return range(len(self.tokens))
+
+        def history(self, op, l, kv, pos):
+            found = [self.cached(op, l, t, kv, pos) for t in self.visible(pos)]
+            return list(zip(*found, strict=True)) if op == "v" else found
+
+        def weights(self, l, pos):
+            heads = range(self.config.n_heads)
+            return [p for h in heads for p in self.probabilities(self.scores(l, pos, h))]
+
+        def attention(self, l, pos):
+            result = []
+            for h, p in enumerate(split(self.get("weights", l, pos), len(self.tokens))):
+                result += [dot(p, column) for column in self.history("v", l, self.kv_head(h, "v"), pos)]
+            return result
+    yield NoMask
 
     for width in range(max(1, first_wrong - 1), first_wrong + 2):
         yield window(width)
@@ -591,6 +806,20 @@ def shifted_cache(kinds: str, by: int, beyond_is_zero: bool, text: str, ops: tup
                 return (0.0,) * self.hs
             return super().cached(op, l, min(max(there, 0), pos), kv, pos)
     return ShiftedCache
+
+
+def shared_caches(n_layers: int) -> Iterator[Kind]:
+    """One cache for all layers."""
+    if n_layers == 1:
+        return
+
+    class SharedCache(Mistake):
+        name = "all layers share one cache: at earlier positions they see the last layer's keys and values"
+        changes = HEADS
+
+        def cached(self, op, l, t, kv, pos):
+            return super().cached(op, l if t == pos else n_layers - 1, t, kv, pos)
+    yield SharedCache
 
 
 def softmax_formulas() -> Iterator[Kind]:
@@ -804,6 +1033,25 @@ def swapped_norms() -> Iterator[Kind]:
     yield BeforeAttention
 
 
+def norm_orders(n_layers: int) -> Iterator[Kind]:
+    """In which order the norms' weights stand in a file."""
+    if n_layers == 1:
+        return
+
+    class OneAfterTheOther(Mistake):
+        name = "the norms' weights are read layer by layer, where those of attention_norm stand before those of ffn_norm"
+        changes = ("attention_norm", "ffn_norm")
+        alone = True
+
+        def norm_weight(self, op, l):
+            if op == "final_norm":
+                return super().norm_weight(op, l)
+            number = 2 * l + (op == "ffn_norm")
+            which = "attention_norm" if number < n_layers else "ffn_norm"
+            return super().norm_weight(which, number % n_layers)
+    yield OneAfterTheOther
+
+
 # ----------------------------------------------------------------------------
 # The feed-forward network and the residual connections
 
@@ -828,6 +1076,21 @@ def relu(a: float) -> float:
     return max(a, 0.0)
 
 
+def squared_relu(a: float) -> float:
+    """As Primer has it."""
+    return max(a, 0.0)**2
+
+
+def hard_swish(a: float) -> float:
+    """As MobileNet has it."""
+    return a * max(0.0, min(6.0, a + 3)) / 6
+
+
+def mish(a: float) -> float:
+    """a tanh(log(1 + exp(a)))"""
+    return a * math.tanh(math.log1p(exp(min(a, 700.0))))
+
+
 def identity(a: float) -> float:
     """No activation at all."""
     return a
@@ -838,6 +1101,9 @@ ACTIVATIONS: tuple[tuple[str, Callable[[float], float]], ...] = (
     ("GELU, by tanh,", gelu_by_tanh),
     ("quick GELU, a * sigmoid(1.702 a),", quick_gelu),
     ("ReLU", relu),
+    ("the square of ReLU", squared_relu),
+    ("hard swish, a * min(max(a + 3, 0), 6) / 6,", hard_swish),
+    ("Mish, a * tanh(log(1 + exp(a))),", mish),
     ("a sigmoid", sigmoid),
     ("tanh", math.tanh),
     ("nothing", identity),
@@ -968,6 +1234,8 @@ def wrong_matrices(config) -> Iterator[Kind]:
         if config.n_layers > 1:
             yield matrix_of_layer(op, name, 1, "after", config.n_layers)
             yield matrix_of_layer(op, name, -1, "before", config.n_layers)
+        if config.n_layers > 2:
+            yield matrix_of_first_layer(op, name)
     yield swapped_matrices("wk", "wv", ("k", "v"))
     yield swapped_matrices("wq", "wo", ("q", "attention_out"))
 
@@ -997,6 +1265,37 @@ def dropped_tails() -> Iterator[Kind]:
     yield LastColumn
 
 
+LANES = (4, 8, 16, 32, 64)  # numbers that a processor takes at once
+
+
+def vector_tails(config) -> Iterator[Kind]:
+    """Loops that take several numbers at once, and leave out the rest."""
+    lengths = (config.dim, config.hidden_dim, config.n_heads * config.head_size)
+    seen = []
+    for lanes in LANES:
+        rests = [n % lanes for n in lengths]
+        if any(rests) and rests not in seen and lanes <= min(lengths):
+            seen.append(rests)
+            yield vector_tail(lanes)
+
+
+def vector_tail(lanes: int) -> Kind:
+    """Products whose sums end at a multiple of so many numbers."""
+    def without_tail(shard, name, l, first, last):
+        _, _, columns = shard.checkpoint.tensors[name]
+        tail = (0.0,) * (columns % lanes)
+        end = columns - len(tail)
+        return [row[:end] + tail for row in shard.checkpoint.rows(name, l, first, last)]
+
+    class VectorTail(Mistake):
+        name = f"products end at a multiple of {lanes} numbers: the columns behind it are left out"
+        changes = PRODUCT_OPS
+        alone = True
+        converts = True
+        matrix = with_rows(MATRICES, without_tail)
+    return VectorTail
+
+
 def transposed(op: str, which: str) -> Kind:
     """A matrix that was taken for its transpose."""
     class Transposed(Mistake):
@@ -1017,6 +1316,66 @@ def matrix_of_layer(op: str, which: str, by: int, text: str, n_layers: int) -> K
         def matrix(self, name, l):
             return super().matrix(name, (l + by) % n_layers if name == which else l)
     return MatrixOfLayer
+
+
+def matrix_of_first_layer(op: str, which: str) -> Kind:
+    """A matrix that is the first layer's in every layer."""
+    class MatrixOfFirstLayer(Mistake):
+        name = f"{which} is that of layer 0 in every layer"
+        changes = (op,)
+        alone = True
+
+        def matrix(self, name, l):
+            return super().matrix(name, 0 if name == which else l)
+    return MatrixOfFirstLayer
+
+
+def wrong_offsets(config) -> Iterator[Kind]:
+    """Matrices that are read at another place of the file."""
+    yield w2_and_w3_misread(config)
+    if config.n_kv_heads < config.n_heads and config.n_heads * config.head_size == config.dim and config.n_layers > 1:
+        yield wide_strides(config)
+
+
+def w2_and_w3_misread(config) -> Kind:
+    """Each of two matrices of as many numbers, read where the other stands."""
+    names = {"w2": "w3", "w3": "w2"}
+
+    def other_rows(shard, name, l, first, last):
+        numbers = [v for row in shard.checkpoint.rows(names[name], l) for v in row]
+        _, _, columns = shard.checkpoint.tensors[name]
+        return [tuple(row) for row in split(numbers, columns)[first:last]]
+
+    class Misread(Mistake):
+        name = "w2 and w3 are read in each other's place in the file"
+        changes = ("up", "ffn_out")
+        converts = True
+        matrix = with_rows(("w2", "w3"), other_rows)
+    return Misread
+
+
+def wide_strides(config) -> Kind:
+    """wk and wv as if they had dim rows a layer: what is read runs on into the tensors behind them."""
+    order = ("wk", "wv", "wo", "rms_ffn", "w1")  # of tensors whose rows have dim numbers, as in a file of version 0
+
+    def row_behind(shard, name, l, row):
+        number = l * config.dim + row
+        for tensor in order[order.index(name):]:
+            _, rows, _ = shard.checkpoint.tensors[tensor]
+            if number < rows * config.n_layers:
+                return shard.checkpoint.rows(tensor, number // rows, number % rows, number % rows + 1)[0]
+            number -= rows * config.n_layers
+        raise ValueError("beyond the file")
+
+    def other_rows(shard, name, l, first, last):
+        return [row_behind(shard, name, l, row) for row in range(first, last)]
+
+    class WideStrides(Mistake):
+        name = "wk and wv are read a layer dim * dim numbers apart, not kv_dim * dim"
+        changes = ("k", "v")
+        converts = True
+        matrix = with_rows(("wk", "wv"), other_rows)
+    return WideStrides
 
 
 def swapped_matrices(one: str, other: str, ops: tuple[str, ...]) -> Kind:
@@ -1062,6 +1421,13 @@ def wrong_layers(n_layers: int) -> Iterator[Kind]:
 
     yield skipped_layer(0, "first")
     yield skipped_layer(n_layers - 1, "last")
+
+    class TheFirst(OtherLayers):
+        name = "all weights are those of layer 0, in every layer"
+
+        def other_layer(self, l):
+            return 0
+    yield TheFirst
 
     class After(OtherLayers):
         name = "all weights are those of the layer after"
@@ -1113,6 +1479,78 @@ def weight_formats(config) -> Iterator[Kind]:
     for group in 0, 32, 64, 128:
         if group < config.dim:
             yield from weights_in_int8(group)
+    yield from other_weight_formats()
+
+
+# Formats of weights that other tools write: name, and x (n) -> (n)
+
+
+def truncated(x: Sequence[float]) -> tuple[float, ...]:
+    """x (n) -> (n): cut to bfloat16, towards zero."""
+    n = len(x)
+    bits = [i & 0xFFFF0000 for i in unpack(f"{n}I", pack(f"{n}f", *x))]
+    return unpack(f"{n}f", pack(f"{n}I", *bits))
+
+
+def to_mantissa(x: Sequence[float], bits: int, least: int) -> list[float]:
+    """x (n) -> (n), rounded to so many bits behind the first; least: the exponent of the smallest that have them."""
+    result = []
+    for v in x:
+        _, exponent = math.frexp(v)
+        step = 2.0 ** (max(exponent - 1, least) - bits)
+        result.append(round(v / step) * step)
+    return result
+
+
+def tf32(x: Sequence[float]) -> list[float]:
+    """x (n) -> (n), rounded to TensorFloat-32: 10 bits behind the first."""
+    return to_mantissa(x, 10, -126)
+
+
+def e4m3(x: Sequence[float]) -> list[float]:
+    """x (n) -> (n), rounded to float8 with 4 bits of exponent; 448 is the largest."""
+    return [max(-448.0, min(448.0, v)) for v in to_mantissa(x, 3, -6)]
+
+
+def e5m2(x: Sequence[float]) -> list[float]:
+    """x (n) -> (n), rounded to float8 with 5 bits of exponent; 57344 is the largest."""
+    return [max(-57344.0, min(57344.0, v)) for v in to_mantissa(x, 2, -14)]
+
+
+BLOCK = 32  # numbers that share a float16 scale in Q8_0 and Q4_0
+
+
+def q8_0(x: Sequence[float]) -> tuple[float, ...]:
+    """x (n) -> (n), in llama.cpp's Q8_0: the scale is the largest / 127."""
+    result: list[float] = []
+    for part in split(x, BLOCK):
+        scale = max(map(abs, part)) / 127
+        (kept,) = float16([scale])
+        result += [kept * round(v / scale) for v in part] if scale else part
+    return R(result)
+
+
+def q4_0(x: Sequence[float]) -> tuple[float, ...]:
+    """x (n) -> (n), in llama.cpp's Q4_0: the scale is the number farthest from 0 / -8."""
+    result: list[float] = []
+    for part in split(x, BLOCK):
+        scale = max(part, key=abs) / -8
+        (kept,) = float16([scale])
+        result += [kept * (min(15, math.floor(v / scale + 8.5)) - 8) for v in part] if scale else part
+    return R(result)
+
+
+OTHER_FORMATS: tuple[tuple[str, Callable], ...] = (
+    ("cut to bfloat16, not rounded", truncated), ("rounded to TensorFloat-32", tf32),
+    ("rounded to float8 (e4m3)", e4m3), ("rounded to float8 (e5m2)", e5m2), ("in Q8_0", q8_0), ("in Q4_0", q4_0))
+
+
+def other_weight_formats() -> Iterator[Kind]:
+    """Weights in those formats, with the embedding and without it."""
+    for text, rounded in OTHER_FORMATS:
+        yield rounded_weights(f"weights are {text}", rounded, embedding_too=True)
+        yield rounded_weights(f"weights of matrices are {text}", rounded)
+        yield rounded_weights(f"weights of the layers' matrices are {text}", rounded, classifier_too=False)
 
 
 def weights_in_int8(group: int) -> Iterator[Kind]:
@@ -1126,18 +1564,21 @@ def weights_in_int8(group: int) -> Iterator[Kind]:
 
 
 def rounded_weights(text: str, rounded: Callable, embedding_too: bool = False, norms_too: bool = False,
-                    kept: tuple[str, ...] = ()) -> Kind:
+                    kept: tuple[str, ...] = (), classifier_too: bool = True) -> Kind:
     """Weights that are rounded, row by row: those of the matrices, and others; kept: Mistake.keeps."""
+    matrices = MATRICES if classifier_too else tuple([name for name in MATRICES if name != "classifier"])
+    products = PRODUCT_OPS if classifier_too else tuple([op for op in PRODUCT_OPS if op != "logits"])
+
     def rounded_rows(shard, name, l, first, last):
         return [tuple(rounded(row)) for row in shard.checkpoint.rows(name, l, first, last)]
 
     class OfMatrices(Mistake):
         name = text
-        changes = PRODUCT_OPS
+        changes = products
         alone = True
         is_format = True
         converts = True
-        matrix = with_rows(MATRICES, rounded_rows)
+        matrix = with_rows(matrices, rounded_rows)
     if not embedding_too:
         return OfMatrices
 
@@ -1238,6 +1679,28 @@ def wrong_logits() -> Iterator[Kind]:
             return softmax(super().logits(l, pos))
     yield Probabilities
 
+    class LessTheLargest(Mistake):
+        name = "the largest logit is subtracted from all"
+        changes = ("logits",)
+
+        def logits(self, l, pos):
+            result = super().logits(l, pos)
+            highest = max(result)
+            return [v - highest for v in result]
+
+        def errors(self, op, l, pos, y):
+            sigma, bound = super().errors(op, l, pos, y)
+            if op != "logits":
+                return sigma, bound
+            return [s + max(sigma) for s in sigma], [b + max(bound) for b in bound]
+    yield LessTheLargest
+
+    for cap in CAPS:
+        yield capped_logits(cap)
+    yield moved_logits("in reverse order", reversed_rows)
+    yield moved_logits("one token late: token i has the logit of token i - 1", later_rows)
+    yield moved_logits("one token early: token i has the logit of token i + 1", earlier_rows)
+
     class OfTheNormsInput(Mistake):
         name = "logits are of the norm's input, without its result"
         changes = ("logits",)
@@ -1247,6 +1710,51 @@ def wrong_logits() -> Iterator[Kind]:
             x = self.norm_input("final_norm", None, pos)
             return self.shard.classifier.times([x])[0]
     yield OfTheNormsInput
+
+
+def capped_logits(cap: float) -> Kind:
+    """Logits with a soft cap."""
+    class CappedLogits(Mistake):
+        name = f"logits are capped at {cap:g} by tanh"
+        changes = ("logits",)
+        alone = True
+
+        def logits(self, l, pos):
+            return capped(super().logits(l, pos), cap)
+    return CappedLogits
+
+
+def reversed_rows(x: Sequence[float]) -> list[float]:
+    """x (n) -> (n), from the last to the first."""
+    return list(x[::-1])
+
+
+def later_rows(x: Sequence[float]) -> list[float]:
+    """x (n) -> (n): the last one stands first."""
+    return [x[-1], *x[:-1]]
+
+
+def earlier_rows(x: Sequence[float]) -> list[float]:
+    """x (n) -> (n): the first one stands last."""
+    return [*x[1:], x[0]]
+
+
+def moved_logits(text: str, moved: Callable) -> Kind:
+    """Logits that stand at other tokens' places."""
+    class MovedLogits(Mistake):
+        name = f"logits stand {text}"
+        changes = ("logits",)
+        alone = True
+
+        def logits(self, l, pos):
+            return moved(super().logits(l, pos))
+
+        def errors(self, op, l, pos, y):
+            if op != "logits":
+                return super().errors(op, l, pos, y)
+            sigma, bound = super().errors(op, l, pos, self.products[op, l])
+            return moved(sigma), moved(bound)
+    return MovedLogits
 
 
 # ----------------------------------------------------------------------------

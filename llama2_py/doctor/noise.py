@@ -1,6 +1,6 @@
 """Noise: a run that errs at random by as much as other programs do.
 
-    noise = NoisyRun(model.shard, PRECISIONS["float32"], draws=2)
+    noise = NoisyRun(model.shard, PRECISIONS["float32"], draws(20, 20))
     for position in noise.steps(tokens, 0, observed=False):
         for events, logits in position: ..     # of each draw
 
@@ -128,30 +128,42 @@ class NoisyInFewBits(Noisy):
 
 
 # One draw's luck weighs more the fewer the steps: with one draw correct programs of 4 to 8 steps came to 3.25 times the
-# noise overall, with twelve to 2.03. From DRAWN steps on one is enough.
+# noise overall, with twelve to 2.03. (In a model of 135M parameters the draws of a step were as far apart as in one of
+# 260K, by a factor of 2 and more.) So noise is drawn for so many steps; one draw of each is enough from there on.
 DRAWN = 64
 MOST_PASSES = 256  # where the steps that are compared come late, draws stop here
 
 
-def draws(compared: int, steps: int) -> int:
-    """How often noise is drawn for a run of so many steps, so many of which are compared."""
-    return max(1, min(-(-DRAWN // max(compared, 1)), MOST_PASSES // max(steps, 1)))
+def draws(compared: int, steps: int) -> list[int]:
+    """How many steps, from the first on, each draw of noise takes, for a run of so many steps, so many of which are
+    compared."""
+    compared = max(compared, 1)
+    if compared < steps:
+        return [steps] * max(1, min(-(-DRAWN // compared), MOST_PASSES // steps))
+    full, rest = divmod(max(DRAWN, steps), compared)
+    return [steps] * full + ([rest] if rest else [])
 
 
 class NoisyRun:
     """Noisy runs of a model beside the exact one. Each draw has a cache of its own; the weights are the model's."""
 
-    def __init__(self, shard: Shard, precision: Precision, draws: int):
+    def __init__(self, shard: Shard, precision: Precision, lengths: Sequence[int]):
+        """lengths: how many steps each draw takes."""
         noisy = NoisyInFewBits(precision.u) if precision.form else Noisy()
-        self.shards = [with_arithmetic(shard, noisy) for _ in range(draws)]
+        self.draws = [(with_arithmetic(shard, noisy), length) for length in lengths]
 
     def steps(self, tokens: Sequence[int], pos: int, observed: bool) -> list[list[tuple[list, Sequence[float]]]]:
         """Known tokens from position pos on -> for each position, of each draw its events, if they are observed, and
         its logits."""
-        passes = [one_pass for shard in self.shards for one_pass in noisy_passes(shard, tokens, pos, observed)]
-        results = run_together(passes, list)
-        n = len(tokens)
-        return [results[i::n] for i in range(n)]
+        passes, places = [], []
+        for shard, length in self.draws:
+            own = tokens[:max(0, length - pos)]
+            passes += noisy_passes(shard, own, pos, observed)
+            places += range(len(own))
+        results: list[list] = [[] for _ in tokens]
+        for i, result in zip(places, run_together(passes, list), strict=True):
+            results[i].append(result)
+        return results
 
 
 def with_arithmetic(shard: Shard, arithmetic: Any) -> Shard:

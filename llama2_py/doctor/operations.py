@@ -101,6 +101,7 @@ class Operations:
     epsilon: float | None = None  # another one than the model's
     theta: float | None = None
     precision: Precision = PRECISIONS["float32"]  # what the other program computes in
+    sees_later = False            # does a position depend on later ones?
 
     def __init__(self, shard, tokens: Sequence[int], get: Callable):
         self.shard, self.config, self.tokens, self.given = shard, shard.config, tokens, get
@@ -492,16 +493,32 @@ class Model:
 
     def logits(self, pos: int) -> Sequence[float]:
         """The logits of a position, (vocab); positions come in order. Raises KeyError if its token is not known."""
+        if self.operations.sees_later:
+            return self.all_at_once(pos)
         for op, l in self.sequence:
-            if self.check:
-                self.check()
-            y = self.operations.result(op, l, pos)
-            if y is None:
-                raise KeyError(op, l, pos)
-            if self.moved:
-                y = self.moved(y, self.operations.errors(op, l, pos, y)[0])
-            self.results[op, l, pos] = y
+            y = self.compute(op, l, pos)
         for place in list(self.results):
             if place[0] not in ("k", "v"):
                 del self.results[place]
         return y
+
+    def compute(self, op: str, l: int | None, pos: int) -> Sequence[float]:
+        """An operation of a position, from the results so far."""
+        if self.check:
+            self.check()
+        y = self.operations.result(op, l, pos)
+        if y is None:
+            raise KeyError(op, l, pos)
+        if self.moved:
+            y = self.moved(y, self.operations.errors(op, l, pos, y)[0])
+        self.results[op, l, pos] = y
+        return y
+
+    def all_at_once(self, pos: int) -> Sequence[float]:
+        """The same of a model whose positions depend on later ones: each operation of all positions, before the
+        next."""
+        if not self.results:
+            for op, l in self.sequence:
+                for t in range(len(self.operations.tokens)):
+                    self.compute(op, l, t)
+        return self.results["logits", None, pos]

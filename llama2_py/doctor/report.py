@@ -111,9 +111,10 @@ def named(c: Comparison, diagnosis: Diagnosis) -> Iterator[str]:
         yield f"{len(names)} mistakes:"
         yield from (f"  {name}" for name in names)
     elif not c.not_finite:
-        yield "none of the known mistakes " + ("that were tried explains it" if diagnosis.untried else "explains it")
+        yield "none of the known mistakes that were tried explains it" if diagnosis.untried else (
+            "none of the known mistakes explains it")
     if diagnosis.untried:
-        yield f"not tried in {diagnosis.seconds:g} s (--budget): {'; '.join(diagnosis.untried)}"
+        yield f"not tried, in {diagnosis.seconds:g} s (--budget): {'; '.join(diagnosis.untried)}"
 
 
 def reasons(c: Comparison) -> Iterator[str]:

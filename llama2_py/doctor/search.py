@@ -24,8 +24,9 @@ from llama2_py.doctor.constants import CONSTANTS, FREQUENT, Constant, named, nea
 from llama2_py.doctor.mistakes import Kind, both, in_layer, known
 from llama2_py.doctor.operations import Model, Operations, rms
 from llama2_py.doctor.precision import FORMATS, Precision
-from llama2_py.doctor.singles import SINGLE, Seen, single_logits
+from llama2_py.doctor.singles import DIGITS, SINGLE, Seen, single_logits
 from llama2_py.engine.arithmetic import Exact
+from llama2_py.engine.checkpoint import Config
 from llama2_py.engine.rows import Rows
 
 
@@ -70,8 +71,10 @@ SAMPLE = 512  # rows of the classifier, by which a large one is sifted
 # Newton's method on a constant: steps at most, and where to stop; by how much it is moved to see a slope
 ROUNDS, CLOSE_ENOUGH = 8, 1e-9
 MOVE_BY, MOVE_BY_PART = 1e-6, 1e-4
-# Two mistakes are tried together if a position costs no more multiplications: some thousand steps take seconds then
+# A model is small if a position costs no more multiplications. Only there two mistakes are tried together, and more
+# steps are looked at.
 SMALL_MODEL = 10**6
+SEARCHED, SEARCHED_IF_LARGE, SEARCHED_AFTER = 32, 12, 12  # steps, at least; and so many after the first wrong one
 FAR = 1e30  # the distance of a model that overflows
 FAILS = (KeyError, ValueError, OverflowError, ZeroDivisionError)  # what a wrong model can end in
 AT_THE_FIRST_STEP_ALONE_RIGHT = {"q", "k", "weights"}  # operations that change nothing there, mostly
@@ -80,17 +83,27 @@ AT_THE_FIRST_STEP_ALONE_RIGHT = {"q", "k", "weights"}  # operations that change 
 def by_logits(shard, tokens: Sequence[int], steps: Sequence[Seen], precision: Precision, budget: Budget) -> list[str]:
     """The names of the mistakes that explain logits which are not the right model's: one, or two made together. Those
     that fit alike are one name, "A; or B"."""
+    steps = steps[:steps_needed(shard.config, steps)]
     formats = [] if precision.form else rounded_logits(steps)
     near = limits_of(precision).near
-    simple = formats + out_of_step(steps, near) + single_logits(shard, tokens, steps)
+    simple = formats + out_of_step(steps, near) + scaled_logits(steps) + single_logits(shard, tokens, steps)
     if simple:
         return ["; or ".join(simple)]
+    if not precision.form and (bits := bits_of([step.theirs for step in steps])):
+        budget.untried.append(f"any known mistake: numbers in {bits} hide them (--precision {bits})")
+        return []
     search = Search(shard, tokens, steps, precision, budget)
     mistakes = [mistake for mistake in known(shard.config, search.first)
                 if mistake.in_logits and not (precision.form and mistake.is_format)]
     mistakes.sort(key=search.turn)
     alike = search.constants(mistakes) or search.best(mistakes, "known mistakes") or search.in_one_layer(mistakes)
     return ["; or ".join(alike)] if alike else pairs(search, mistakes)
+
+
+def steps_needed(c: Config, steps: Sequence[Seen]) -> int:
+    """How many steps are looked at."""
+    first = next((pos for pos, step in enumerate(steps) if step.off(step.right) >= WRONG_STEP), 0)
+    return max(SEARCHED if is_small(c) else SEARCHED_IF_LARGE, first + SEARCHED_AFTER)
 
 
 # ----------------------------------------------------------------------------
@@ -128,6 +141,17 @@ def out_of_step(steps: Sequence[Seen], near: float) -> list[str]:
         if offs and rms(offs) <= near:
             names.append(f"rows are one step {name}")
     return names
+
+
+def scaled_logits(steps: Sequence[Seen]) -> list[str]:
+    """Logits that are a multiple of the right ones."""
+    products = fsum([v for step in steps for v in map(mul, step.theirs, step.right)])
+    squares = fsum([v * v for step in steps for v in step.right])
+    factor = products / (squares or inf)
+    offs = [step.off([factor * v for v in step.right]) for step in steps]
+    if not (factor > 0 and rms(offs) <= OF_FLOAT32.rounding * max(1.0, factor)):
+        return []
+    return [f"logits are divided by {1 / factor:.{DIGITS}g}: a temperature"]
 
 
 # ----------------------------------------------------------------------------
@@ -314,11 +338,8 @@ class Search:
         trial = ConstantTrial(self, constant)
         value = trial.refined(trial.start())
         for candidate in nearby(value):
-            for whole in False, True:
-                fit = self.fit(constant.mistake(candidate, self.shard.config), whole)
-                if not (fit and self.explains(fit) and fit.noise < self.limits.constant):
-                    break
-            else:
+            fit = self.fit(constant.mistake(candidate, self.shard.config))
+            if fit and self.explains(fit) and fit.noise < self.limits.constant:
                 return named(constant, candidate, value, self.shard.config)
         return None
 
@@ -424,10 +445,15 @@ def by_noise(found: tuple[float, Kind]) -> float:
 # Two mistakes together
 
 
+def is_small(c: Config) -> bool:
+    """Are some thousand steps soon made?"""
+    return c.n_layers * c.dim * (2 * c.dim + 3 * c.hidden_dim) + c.vocab_size * c.dim <= SMALL_MODEL
+
+
 def pairs(search: Search, mistakes: Sequence[Kind]) -> list[str]:
-    """Two mistakes made together, in a model so small that some thousand steps are soon made."""
+    """Two mistakes made together, in a small model."""
     c = search.shard.config
-    if c.n_layers * c.dim * (2 * c.dim + 3 * c.hidden_dim) + c.vocab_size * c.dim > SMALL_MODEL:
+    if not is_small(c):
         search.budget.untried.append("two mistakes at once, in a model of this size")
         return []
     single = [mistake for mistake in mistakes if not (mistake.rough or mistake.alone)]
@@ -449,7 +475,7 @@ def possible_pairs(search: Search, mistakes: Sequence[Kind]) -> list[tuple[Kind,
     the two, and the other is among those that leave it."""
     step = search.steps[0]
     near = search.limits.near
-    right = search.model(Operations).logits(0)
+    right = Model(Operations, search.shard, search.tokens).logits(0)
     explain, keep, change = [], [], []  # what they do to the first step
 
     def first_logits(mistake: Kind) -> Sequence[float] | None:
