@@ -14,7 +14,7 @@ from llama2_py.doctor import compare, constants, diagnosis, mistakes, noise, num
 from llama2_py.doctor import operations, report, search, singles
 from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.precision import PRECISIONS
-from llama2_py.engine import graph, workers
+from llama2_py.engine import graph
 from llama2_py.engine.checkpoint import Checkpoint, Config
 from tests.helpers import make_checkpoint, run_forward
 

@@ -333,8 +333,9 @@ def step_of(pos: int, theirs: Sequence[float], row: Sequence[float], noise: floa
     five, their_five = likeliest(row), likeliest(theirs)
     ours, theirs_likeliest = five[0], their_five[0]
     margin = 0.0 if ours == theirs_likeliest else row[five[0]] - row[five[1]]
-    return Step(pos, rms(differences) / noise, worst / noise, by_row.index(worst), noise, ours, theirs_likeliest, margin,
-                rms(row), divergence(row, theirs), len(set(five) & set(their_five)))
+    shared = len(set(five) & set(their_five))
+    return Step(pos, rms(differences) / noise, worst / noise, by_row.index(worst), noise, ours, theirs_likeliest,
+                margin, rms(row), divergence(row, theirs), shared)
 
 
 def likeliest(row: Sequence[float]) -> list[int]:

@@ -1039,7 +1039,8 @@ def norm_orders(n_layers: int) -> Iterator[Kind]:
         return
 
     class OneAfterTheOther(Mistake):
-        name = "the norms' weights are read layer by layer, where those of attention_norm stand before those of ffn_norm"
+        name = ("the norms' weights are read layer by layer, where all of attention_norm stand before those of "
+                "ffn_norm")
         changes = ("attention_norm", "ffn_norm")
         alone = True
 

@@ -155,7 +155,8 @@ class NoisyRun:
     def steps(self, tokens: Sequence[int], pos: int, observed: bool) -> list[list[tuple[list, Sequence[float]]]]:
         """Known tokens from position pos on -> for each position, of each draw its events, if they are observed, and
         its logits."""
-        passes, places = [], []
+        passes: list[Coroutine] = []
+        places: list[int] = []
         for shard, length in self.draws:
             own = tokens[:max(0, length - pos)]
             passes += noisy_passes(shard, own, pos, observed)

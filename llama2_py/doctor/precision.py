@@ -54,7 +54,7 @@ class Precision(NamedTuple):
     """What a program computes in."""
     name: str
     form: Format | None  # of its results and weights; None: float32
-    smallest: float      # half the distance of the format's smallest numbers, by which a result may be off; 0: float32's
+    smallest: float      # half the distance of the format's smallest numbers: a result may be off by it; 0: float32's
     unseen: str          # what it hides from the logits, measured
 
     @property

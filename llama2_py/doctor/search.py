@@ -25,7 +25,6 @@ from llama2_py.doctor.mistakes import Kind, both, in_layer, known
 from llama2_py.doctor.operations import Model, Operations, rms
 from llama2_py.doctor.precision import FORMATS, Precision
 from llama2_py.doctor.singles import DIGITS, SINGLE, Seen, single_logits
-from llama2_py.engine.arithmetic import Exact
 from llama2_py.engine.checkpoint import Config
 from llama2_py.engine.rows import Rows
 
@@ -230,7 +229,7 @@ class Search:
     def sifted(self, mistake: Kind) -> Fit | None:
         """How well a mistake explains the logits; None if it does not. At first some logits are looked at, of a few
         steps."""
-        if self.sample and self.sample_offs(mistake) is None:
+        if self.sample and self.sample_offs(mistake, self.sample) is None:
             return None
         fit = self.fit(mistake, whole=False)
         if fit is None or not self.explains(fit):
@@ -243,12 +242,12 @@ class Search:
         """How far the first steps are from a mistake's, as many as it can compute; None as soon as one is hopeless."""
         return self.offs_of(self.model(mistake), self.steps[:count])
 
-    def sample_offs(self, mistake: Kind) -> list[float] | None:
+    def sample_offs(self, mistake: Kind, sample: "Sample") -> list[float] | None:
         """The same of the first steps up to the first wrong one, by a sample of the logits. (Where a mistake is about
         the classifier, all of them are needed: it passes.)"""
         if mistake.of_classifier:
             return []
-        return self.offs_of(self.model(mistake, self.sample.shard), self.sample.steps[:self.first + 1])
+        return self.offs_of(self.model(mistake, sample.shard), sample.steps[:self.first + 1])
 
     def offs_of(self, model: Model, steps: Sequence[Seen]) -> list[float] | None:
         """How far steps are from a model's."""
@@ -431,7 +430,7 @@ def sample_of(shard, steps: Sequence[Seen]) -> Sample | None:
         return [shard.checkpoint.rows("classifier", 0, i, i + 1, check=check)[0] for i in chosen[first:last]]
 
     other = copy.copy(shard)
-    other.classifier = Rows(read, shard.checkpoint.release, Exact, range(len(chosen)), dim, unpacked=True)
+    other.classifier = Rows(read, shard.checkpoint.release, shard.arithmetic, range(len(chosen)), dim, unpacked=True)
     some = slice(None, None, chosen.step)
     return Sample(other, [Seen(step.theirs[some], step.right[some], step.noise) for step in steps])
 
