@@ -1,3 +1,1 @@
 """The rooms of llama2.py: docs/architecture.md is their map."""
-
-VERSION = "3.0.0"

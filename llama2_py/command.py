@@ -21,8 +21,8 @@ from importlib import resources
 from typing import Any, BinaryIO
 
 import llama2
-from llama2_py import VERSION, console
-from llama2_py.console import VerificationError
+from llama2_py import console
+from llama2_py.console import VERSION, VerificationError
 from llama2_py.engine.checkpoint import SHAPE
 from llama2_py.engine.coins import MASK
 from llama2_py.engine.models import open_checkpoint

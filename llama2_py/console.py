@@ -21,6 +21,8 @@ if sys.version_info < (3, 10):
           file=sys.stderr)
     sys.exit(2)
 
+VERSION = "3.0.0"
+
 
 class VerificationError(Exception):
     """What was checked is not as claimed: says where, which field, what was expected and what was found."""

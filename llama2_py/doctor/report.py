@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from math import fsum
 from typing import Any, BinaryIO
 
-from llama2_py import VERSION
-from llama2_py.console import printable
+from llama2_py.console import VERSION, printable
 from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.compare import FIVE, ONE_LOGIT, ONE_STEP, Comparison, element, first_bit, progress
 from llama2_py.doctor.numbers import Numbers
