@@ -101,16 +101,16 @@ class Right:
         return [f32(v / total) for v in e]
 
     def attend(self, l, pos, q):
-        all_weights, heads = [], []
+        weights, heads, n = [], [], pos + 1
         for h in range(self.c.n_heads):
-            kv = self.kv_head(h)
             query = q[h * self.hs:(h + 1) * self.hs]
-            scores = [f32(self.dot(query, self.key(l, t, kv, pos)) / f32(math.sqrt(self.hs))) for t in range(pos + 1)]
-            p = self.softmax([self.score(s, h, t, pos) for t, s in enumerate(scores)])
-            columns = zip(*[self.value(l, t, kv, pos) for t in range(pos + 1)], strict=True)
-            all_weights += p
-            heads.append([self.dot(p, column) for column in columns])
-        self.keep(pos, l, "weights", all_weights)
+            scores = [f32(self.dot(query, self.key(l, t, self.kv_head(h), pos)) / f32(math.sqrt(self.hs)))
+                      for t in range(n)]
+            weights += self.softmax([self.score(s, h, t, pos) for t, s in enumerate(scores)])
+        weights = self.keep(pos, l, "weights", weights)
+        for h in range(self.c.n_heads):
+            columns = zip(*[self.value(l, t, self.kv_head(h), pos) for t in range(n)], strict=True)
+            heads.append([self.dot(weights[h * n:(h + 1) * n], column) for column in columns])
         return self.keep(pos, l, "attention", self.join(heads))
 
     def layer(self, l, pos, x):
