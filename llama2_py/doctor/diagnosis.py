@@ -16,8 +16,9 @@ from operator import add
 
 from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.constants import CONSTANT_OF, EPSILON, Constant, named, nearby
+from llama2_py.doctor.errors import SMALLEST
 from llama2_py.doctor.mistakes import ROPE, Kind, both, known
-from llama2_py.doctor.operations import SMALLEST, UNLIKELY_ONE, Operations, in_precision, judge, rms
+from llama2_py.doctor.operations import UNLIKELY_ONE, Operations, in_precision, judge, rms
 from llama2_py.doctor.precision import FORMATS, Format, Precision
 from llama2_py.doctor.singles import Seen, single_logits
 from llama2_py.engine.checkpoint import Config

@@ -14,7 +14,8 @@ from math import exp, fsum, inf, sqrt
 from operator import add, mul
 from struct import pack, unpack
 
-from llama2_py.doctor.operations import U, Operations, dot, rms, sigmoid, softmax
+from llama2_py.doctor.errors import U
+from llama2_py.doctor.operations import Operations, dot, rms, sigmoid, softmax
 from llama2_py.doctor.precision import FORMATS, Format, float16
 from llama2_py.engine.arithmetic import Exact, R
 from llama2_py.engine.frequencies import scaled

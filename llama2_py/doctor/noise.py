@@ -15,7 +15,8 @@ from math import cos, dist, exp, fsum, sin, sqrt
 from random import Random
 from typing import Any
 
-from llama2_py.doctor.operations import ROUNDED, ROUNDED_TWICE, TWICE, U
+from llama2_py.doctor.errors import ROUNDED, ROUNDED_TWICE, U
+from llama2_py.doctor.operations import TWICE
 from llama2_py.doctor.precision import Precision
 from llama2_py.engine.arithmetic import Exact
 from llama2_py.engine.checkpoint import MATRICES

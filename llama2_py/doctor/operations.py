@@ -17,25 +17,21 @@ Results are those of real numbers, computed in binary64; their bits are defined 
 """
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import exp, fsum, hypot, sqrt
 from operator import add, mul, sub
 
+from llama2_py.doctor.errors import (FLUSHED, ROUNDED, ROUNDED_TWICE, Errors, angle_error, dot_errors, norm_errors,
+                                     residual_errors, rope_errors, softmax_errors, swiglu_errors)
 from llama2_py.doctor.precision import PRECISIONS, Precision
 from llama2_py.engine.frequencies import scaled
 from llama2_py.engine.graph import NORMS, PRODUCTS, sequence
 from llama2_py.engine.rows import split
 
-U = 2.0**-24
-SMALLEST = 2.0**-126  # of the normal float32: some programs flush what is smaller to zero
-FLUSHED = 4 * SMALLEST  # how far a sum of two products is off, at most, if all that is so small is flushed
 ROTATED = ("q", "k")
-# A rounding to a format of 16 bits errs by 0.42 of its u in the root mean square; these results are rounded twice.
-ROUNDED, ROUNDED_TWICE = 0.42, 0.6
-TWICE = (*NORMS, "swiglu")
-Errors = tuple[list[float], list[float]]  # sigma, bound
+TWICE = (*NORMS, "swiglu")  # whose results are rounded twice, if they are rounded to 16 bits
 
 # How far a result may be from its definition: beyond the bound it is impossible, beyond these it is unlikely. (Right
 # programs were seen to stay below 2.3 sigma in the root mean square, and 7.5 sigma in one element.)
@@ -350,9 +346,9 @@ class Operations:
         if op in NORMS:
             return self._norm_errors(op, l, pos, y)
         if op in ("attention_residual", "ffn_residual"):
-            return self._residual_errors(op, l, pos, y)
+            return residual_errors(*self.parts(op, l, pos), y)
         if op == "swiglu":
-            return self._swiglu_errors(l, pos, y)
+            return swiglu_errors(self.get("gate", l, pos), self.get("up", l, pos), y)
         if op == "weights":
             return self._softmax_errors(l, pos, y)
         if op == "attention":
@@ -362,33 +358,9 @@ class Operations:
         return self._rope_errors(op, pos, products, *errors) if op in ROTATED else errors
 
     def _norm_errors(self, op, l, pos, y):
-        """A sum of n squares, and some functions of it. A number of x or of the result that is flushed to zero is off
-        by s |w| or |w| times the smallest."""
-        n = len(y)
-        sigma, bound = 0.12 * sqrt(n) + 1, n / 2 + 12
         x = self.norm_input(op, l, pos)
-        s = self.inverse_root(dot(x, x) / n)
-        flushed = [SMALLEST * (1 + s) * abs(w) for w in self.norm_weight(op, l)]
-        return ([sigma * U * abs(v) + f for v, f in zip(y, flushed, strict=True)],
-                [bound * U * abs(v) + f for v, f in zip(y, flushed, strict=True)])
-
-    def _residual_errors(self, op, l, pos, y):
-        """One rounding, and those of the inputs when they were written."""
-        a, b = self.parts(op, l, pos)
-        return ([0.41 * U * hypot(v, p, q) for v, p, q in zip(y, a, b, strict=True)],
-                [U * (abs(v) + abs(p) + abs(q)) for v, p, q in zip(y, a, b, strict=True)])
-
-    def _swiglu_errors(self, l, pos, y):
-        """y = gate sigmoid(gate) up. exp(-gate) errs by |gate| u, overflows beyond 88 and is flushed to zero below -88:
-        then y is 0, or off by |gate up| times the smallest. By way of tanh, (1 + tanh(gate / 2)) / 2 stands for the
-        sigmoid, and errs by u where it is all but 0."""
-        sigma, bound = [], []
-        for gate, up, v in zip(self.get("gate", l, pos), self.get("up", l, pos), y, strict=True):
-            g, product = abs(gate), abs(gate * up)
-            flushed = SMALLEST * (1 + abs(up) + 2 * product)
-            sigma.append(U * hypot((1 + 0.4 * g) * v, 0.25 * product) + flushed)
-            bound.append(U * ((19 + g) * abs(v) + product) + flushed)
-        return sigma, bound
+        s = self.inverse_root(dot(x, x) / len(x))
+        return norm_errors(x, self.norm_weight(op, l), s, y)
 
     def _product_errors(self, op, l, pos, y):
         """Dot products."""
@@ -406,27 +378,17 @@ class Operations:
         return self.get("attention_residual", l, pos), self.get("ffn_out", l, pos)
 
     def _rope_errors(self, op, pos, y, sigma, bound):
-        """Those of the pair (a, b) turned: both products err, so do the angle, its cosine and sine, and the sum."""
-        sigma, bound = list(sigma), list(bound)
-        turns = functools.cache(lambda i: (*map(abs, self.turn(i, pos)), abs(self.angle(i, pos))))
-        coarse = self.precision.u  # of the products, the cosine and sine, and the two parts of each sum
-        for first, second, i in self.pairs(len(y)):
-            c, s, angle = turns(i)
-            a, b = abs(y[first]), abs(y[second])
-            sa, sb, ba, bb = sigma[first], sigma[second], bound[first], bound[second]
-            for at, f, g in (first, c, s), (second, s, c):  # what a and b are multiplied by
-                near, far = f * a + g * b, g * a + f * b
-                sigma[at] = hypot(f * sa, g * sb, 0.5 * U * near, 0.8 * U * angle * far)
-                bound[at] = f * ba + g * bb + U * (5 * near + 15 * angle * far + 2 * (a + b))
-                if coarse:
-                    sigma[at] = hypot(sigma[at], ROUNDED * sqrt(3) * coarse * hypot(f * a, g * b))
-                    bound[at] += 3 * coarse * near
-        return sigma, bound
+        """Those of the products before they are turned, and of the turn."""
+        log_theta = math.log(self.theta)
+
+        @functools.cache
+        def turns(i):
+            of_angle = angle_error(2 * i / self.hs, log_theta, self.config.rope_scaling)
+            return *map(abs, self.turn(i, pos)), abs(self.angle(i, pos)), of_angle
+        return rope_errors(self.pairs(len(y)), turns, y, (sigma, bound), self.precision.u)
 
     def _softmax_errors(self, l, pos, y):
-        """An error d of the scores' differences makes p err by p (d + sum p d + (n + 2) u)."""
         sigma, bound = [], []
-        coarse = self.precision.u  # of a score before and after it is scaled
         for h, p in enumerate(split(y, pos + 1)):
             q, scale, visible = self.get("q", l, pos)[h * self.hs:(h + 1) * self.hs], self.scale(), self.visible(pos)
             kv = self.kv_head(h, "k")
@@ -434,17 +396,13 @@ class Operations:
             if at != pos or len(dots) <= pos:
                 dots = [dot(q, key) for key in self.history("k", l, kv, pos)]
             squares = [self.key_square(l, t, kv, pos) for t in range(pos + 1)]
-            ds, db = dot_errors(squares, map(sqrt, squares), dot(q, q), self.hs, dots)
-            highest = max([scale * dots[t] for t in visible], default=0.0)
-            n, scores = pos + 1, [scale * product for product in dots]
-            ds = [hypot(scale * d, 0.6 * U * s, 0.4 * U * (s - highest)) for d, s in zip(ds, scores, strict=True)]
-            db = [scale * d + U * (3 * abs(s) + abs(s - highest)) for d, s in zip(db, scores, strict=True)]
-            if coarse:
-                ds = [hypot(d, ROUNDED_TWICE * coarse * s) for d, s in zip(ds, scores, strict=True)]
-                db = [d + 2 * coarse * abs(s) for d, s in zip(db, scores, strict=True)]
-            common, total = hypot(*map(mul, p, ds)), fsum(map(mul, p, db))
-            sigma += [v * hypot(d, common, (0.24 * sqrt(n) + 0.8) * U) for v, d in zip(p, ds, strict=True)]
-            bound += [v * (d + total + (n + 2) * U) for v, d in zip(p, db, strict=True)]
+            of_dots = dot_errors(squares, map(sqrt, squares), dot(q, q), self.hs, dots)
+            of_scores = [scale * d for d in of_dots[0]], [scale * d for d in of_dots[1]]
+            scores = [scale * product for product in dots]
+            highest = max([scores[t] for t in visible], default=0.0)
+            ds, db = softmax_errors(p, scores, highest, of_scores, self.precision.u)
+            sigma += ds
+            bound += db
         return sigma, bound
 
     def _attention_errors(self, l, pos, y):
@@ -460,24 +418,6 @@ class Operations:
 def in_precision(kind: type[Operations], precision: Precision) -> type[Operations]:
     """Operations of a program that computes in a precision: the same results, other errors."""
     return type(kind.__name__, (kind,), {"precision": precision}) if precision.form else kind
-
-
-def dot_errors(squares: Sequence[float], lengths: Iterable[float], square: float, n: int, y: Sequence[float]) -> Errors:
-    """The sigma and the bound of dot products y (m) of rows, whose squares and lengths (m each) are given, and a
-    vector; n: its length, square: its own.
-
-    A dot product w.x errs by sigma = u sqrt(0.09 |w|^2 |x|^2 + 0.06 n y^2), measured over every summation order we
-    tried. No order errs by more than (n + 1) u |w| |x| / (1 - (n + 1) u). One u more is for a result that was kept in
-    more digits and rounded when it was written. Numbers that are flushed to zero, of w, x or their products, leave it
-    off by (sqrt(n) (|w| + |x|) + n) times the smallest.
-    """
-    length_of_x = sqrt(square)
-    flushed = SMALLEST * (sqrt(n) * length_of_x + n)
-    flushed_by_row = SMALLEST * sqrt(n)
-    by_square, by_result = 0.09 * square * U * U + flushed_by_row**2, (0.06 * n + 0.1) * U * U
-    by_length = (n + 2) * U / (1 - (n + 2) * U) * length_of_x + flushed_by_row
-    return ([sqrt(by_square * s + by_result * v * v) + flushed for s, v in zip(squares, y, strict=True)],
-            [by_length * length + U * abs(v) + flushed for length, v in zip(lengths, y, strict=True)])
 
 
 class Model:
