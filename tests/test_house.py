@@ -13,7 +13,7 @@ from tests.helpers import HERE, read_bytes
 
 TOP = {"README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", "conftest.py", "plain.py", "llama2.py", "merkle.py",
        "trace.py", "test_llama2.py", "test_merkle.py", ".gitignore"}
-FOLDERS = {"llama2_py", "tests", "docs", "tools", ".ci"}
+FOLDERS = {"llama2_py", "tests", "docs", "tools", "vectors", ".ci"}
 METHODS = ["fork", "spawn", "forkserver"]
 FLOORS = ["llama2_py.console", "llama2_py.engine", "llama2_py.log", "llama2_py.doctor", "llama2_py.referee"]
 

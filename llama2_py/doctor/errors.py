@@ -65,7 +65,7 @@ def swiglu_errors(gates: Sequence[float], ups: Sequence[float], y: Sequence[floa
     sigma, bound = [], []
     for gate, up, v in zip(gates, ups, y, strict=True):
         g, product = abs(gate), abs(gate * up)
-        flushed = SMALLEST * (1 + abs(up) + 2 * product)
+        flushed = SMALLEST * (1 + 2 * abs(up) + 2 * product)
         sigma.append(U * hypot((1 + 0.4 * g) * v, 0.25 * product) + flushed)
         bound.append(U * ((19 + g) * abs(v) + product) + flushed + SMALLEST * g)
     return sigma, bound
