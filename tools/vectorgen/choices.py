@@ -9,11 +9,12 @@ from struct import pack
 import llama2
 from llama2_py.engine.arithmetic import r
 from llama2_py.engine.coins import xorshift
-from tools.vectorgen.inputs import normals
+from tools.vectorgen.inputs import normals, rounded
 
 VOCAB = 288
 STEP = 2.0**-24   # from one coin to the next
 SAFE = 2.0**-12   # how near a coin comes to an edge that exp's rounding can shift: by some 2^-22
+SHORT = 12        # equal probabilities whose running sum, rounded, stays below the largest coin
 NEVER = -200.0    # a logit whose exp is 0 beside that of 0
 
 
@@ -36,8 +37,9 @@ def sampler_test(comment: str, logits: Sequence[float], temperature: float, p: f
     """A test; coin: rounded to one that the generator gives."""
     coin = round(coin / STEP) * STEP
     coin = min(max(coin, 0.0), 1 - STEP)
+    logits = rounded(logits)
     expected = sample(logits, temperature, p, coin)
-    return {"comment": comment, "logits": list(logits), "temperature": temperature, "p": p, "coin": coin,
+    return {"comment": comment, "logits": logits, "temperature": temperature, "p": p, "coin": coin,
             "expected": expected}
 
 
@@ -86,6 +88,11 @@ def exact_edges() -> Iterator[dict]:
                            quarters, 1.0, 0.5, coin)
     for coin in 0.5 - STEP, 0.5, 1 - STEP:
         yield sampler_test("top-p of 0.49 and quarters: two are taken", quarters, 1.0, 0.49, coin)
+    for coin in 0.5 - STEP, 0.5:
+        yield sampler_test("probabilities that are just the cutoff, (1 - p) / (n - 1), take part", quarters, 1.0, 0.25,
+                           coin)
+    yield sampler_test("the rounded sum of all probabilities is below the coin: the last token", [0.0] * SHORT, 1.0, 1.0,
+                       1 - STEP)
     halves = [NEVER, 0.0, NEVER, 0.0, NEVER]
     for coin in 0.0, 0.5 - STEP, 0.5, 1 - STEP:
         yield sampler_test("tokens of probability 0 are never taken", halves, 1.0, 1.0, coin)

@@ -62,7 +62,7 @@ def norms() -> Iterator[Test]:
     denormals = rounded([DENORMAL, -3 * DENORMAL, TINY / 2, -TINY / 3, TINY, 0.0, 5 * TINY, -TINY, TINY / 7, 1e-39])
     yield Norm("denormals: squares are 0, and x may be flushed", x=denormals, weight=normals("large", 10, 100.0))
     yield Norm("large numbers, whose squares do not overflow", x=normals("large", 8, 1e15), weight=weight[:8])
-    yield Norm("one number outweighs all others", x=[1e-3, 1000.0, 0.5, -0.25, 1e-5], weight=normals("one", 5))
+    yield Norm("one number outweighs all others", x=rounded([1e-3, 1000.0, 0.5, -0.25, 1e-5]), weight=normals("one", 5))
     zeros = [0.0, -1.5, -0.0, 2.5, -1e-3, 1000.0]
     yield Norm("weights that are zero, negative, large", x=normals("zeros", 6), weight=rounded(zeros))
 
@@ -182,7 +182,7 @@ def swiglus() -> Iterator[Test]:
     yield Swiglu("up is zero, a denormal, large", gate=[1.0, -1.0, 2.0, -3.0, 0.5, 1.5],
                  up=rounded([0.0, -0.0, TINY, -TINY / 2, 1e30, -1e30]))
     yield Undefined("gates below -88.7: exp(-gate) overflows to infinity, and the result is 0, or a denormal",
-                    gate=[-88.5, -88.8, -89.0, -100.0, -104.0, -1000.0], up=rounded([1.0, 1000.0, -1.0, 1.0, 1e6, 1.0]))
+                    gate=rounded([-88.5, -88.8, -89.0, -100.0, -104.0, -1000.0]), up=rounded([1.0, 1000.0, -1.0, 1.0, 1e6, 1.0]))
 
 
 def residuals() -> Iterator[Test]:

@@ -3,6 +3,7 @@
     run = Run(folder, "tiny-mha")         # of folder/tiny-mha.bin, which is checkpoint("tiny-mha", config)
     run.operation(("logits", None, 3))    # what is expected there, and the bound
 """
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from math import hypot, sqrt
@@ -84,7 +85,6 @@ class Run:
         self.config = self.checkpoint.config
         self.shard = Shard(self.checkpoint, Exact, llama2.forward, 0, 1, unpacked=True)
         self.exact = self.exact_run(path)
-        self.bounds = self.measured_bounds()
 
     def close(self) -> None:
         """Let go of the checkpoint."""
@@ -119,7 +119,8 @@ class Run:
                 results[op, l, pos] = y
         return results
 
-    def measured_bounds(self) -> Results:
+    @functools.cached_property
+    def bounds(self) -> Results:
         """TIMES_NOISE times the noise of each element, or of its operation if that is larger; nine digits."""
         runs = [self.run(Operations, standard(seed)) for seed in range(NOISY_RUNS)]
         bounds: Results = {}

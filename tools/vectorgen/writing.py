@@ -21,6 +21,7 @@ class Raw(str):
 
 def shortest(value: float) -> str:
     """The decimal with the fewest digits that is this float32 once it is read and rounded."""
+    assert r(value) == value, f"{value} is no float32"
     for digits in range(1, MOST_DIGITS + 1):
         text = f"{value:.{digits}g}"
         if r(float(text)) == value:
@@ -46,13 +47,16 @@ def rounded_up(value: float) -> str:
 
 
 def with_point(text: str) -> str:
-    """-0 with a point: readers that have integers lose its sign."""
-    return "-0.0" if text == "-0" else text.replace("e+", "e")
+    """As JSON has it, without an exponent if it is small; -0 with a point: as an integer it would lose its sign."""
+    plain = repr(float(text)).removesuffix(".0")
+    return "-0.0" if plain == "-0" else plain.replace("e+", "e")
 
 
 def array(values: Any, write: Any) -> Raw:
     """Numbers, in rows or not, as JSON."""
-    if isinstance(values, (int, float)):
+    if isinstance(values, int):
+        return Raw(values)
+    if isinstance(values, float):
         return Raw(write(values))
     return Raw("[" + ",".join([array(v, write) for v in values]) + "]")
 

@@ -1,0 +1,91 @@
+// Runs the vectors over a port: node harness.js FOLDER [PORT]. One line a file: its name, tests, failures, and the
+// largest part of a bound that was used. What fails is told, with the mistakes that look like it. Exit code 1 if
+// anything does.
+"use strict";
+const fs = require("fs"), path = require("path");
+const folder = process.argv[2], port = require(path.resolve(process.argv[3] || path.join(__dirname, "llama.js")));
+
+const round = (v) => (Array.isArray(v) ? v.map(round) : Math.fround(v)); // decimals are not float32 before this
+const read = (name) => fs.readFileSync(path.join(folder, name));
+
+const operations = { // name of the file: test -> result
+  embedding: (t) => round(t.table)[t.token],
+  rmsnorm: (t) => port.rmsnorm(round(t.x), round(t.weight)),
+  matvec: (t) => port.matvec(round(t.w), round(t.x)),
+  rope: (t) => port.rope(round(t.x), t.pos, t.head_size, t.theta),
+  rope_scaled: (t) => port.rope(round(t.x), t.pos, t.head_size, t.theta, t.scaling),
+  attention_weights: (t) => port.attentionWeights(round(t.q), round(t.keys), t.n_heads, t.n_kv_heads),
+  attention_mix: (t) => port.attentionMix(round(t.weights), round(t.values), t.n_heads, t.n_kv_heads),
+  swiglu: (t) => port.swiglu(round(t.gate), round(t.up)),
+  residual: (t) => port.residual(round(t.x), round(t.change)),
+};
+
+function used(result, expected, bound) { // the largest part of a bound; Infinity for what is no number, or none
+  if (result.length !== expected.length) return Infinity;
+  const parts = result.map((v, i) => (v === expected[i] ? 0 : Math.abs(v - expected[i]) / bound[i]));
+  return parts.every((v) => v >= 0) ? Math.max(...parts) : Infinity;
+}
+
+function runModel(t) {
+  const model = port.load(read(t.model)), seen = {};
+  let worst = 0;
+  t.tokens.forEach((token, pos) => {
+    const see = (layer, op, values) => (seen[`${pos} ${layer} ${op}`] = values);
+    const logits = port.forward(model, token, pos, see);
+    worst = Math.max(worst, used(logits, t.expected[pos], t.bound[pos]));
+  });
+  for (const o of t.operations) {
+    const result = seen[`${o.pos} ${o.layer} ${o.op}`], part = used(result, o.expected, o.bound);
+    if (part > 1) console.log(`  ${t.model}: ${o.op} of layer ${o.layer}, position ${o.pos}: ${part} bounds`);
+    worst = Math.max(worst, part);
+  }
+  return worst;
+}
+
+function runXorshift(t) {
+  let state = BigInt(t.seed), same = true;
+  for (const coin of t.coins) {
+    let drawn;
+    [state, drawn] = port.xorshift(state);
+    same = same && drawn === Math.fround(coin);
+  }
+  return same && String(state) === t.state ? 0 : Infinity;
+}
+
+function runTokenizer(t, group) {
+  const tokenizer = port.loadTokenizer(read(group.tokenizer), group.vocab), tokens = port.encode(tokenizer, t.text);
+  const decoded = tokens.slice(1).map((token, i) => port.decode(tokenizer, tokens[i], token)).join("");
+  return String(tokens) === String(t.tokens) && decoded === t.decoded_hex ? 0 : Infinity;
+}
+
+function sampled(t) {
+  return port.sample(round(t.logits), Math.fround(t.temperature), Math.fround(t.p), Math.fround(t.coin));
+}
+
+function run(name, t, group) { // the part of the bound that is used
+  if (name === "model") return runModel(t);
+  if (name === "sampler") return sampled(t) === t.expected ? 0 : Infinity;
+  if (name === "xorshift") return runXorshift(t);
+  if (name === "tokenizer") return runTokenizer(t, group);
+  return used(operations[name](t), t.expected, t.bound);
+}
+
+let failed = false;
+for (const name of [...Object.keys(operations), "model", "sampler", "xorshift", "tokenizer"]) {
+  const file = JSON.parse(read(`${name}.json`));
+  let tests = 0, failures = 0, worst = 0;
+  for (const group of file.testGroups) for (const t of group.tests) {
+    const part = run(name, t, group);
+    tests++;
+    if (!(part <= 1)) {
+      const mistakes = t.flags.map((flag) => file.notes[flag]);
+      console.log(`  ${name} ${t.tcId}, ${t.comment}: ${part} bounds (${t.result}). ${mistakes.slice(0, 5).join("; ")}`);
+    }
+    if (t.result === "acceptable") continue;
+    failures += part <= 1 ? 0 : 1;
+    worst = Math.max(worst, part);
+  }
+  console.log(`${name} ${tests} ${failures} ${worst}`);
+  failed = failed || failures > 0;
+}
+process.exitCode = failed ? 1 : 0;
