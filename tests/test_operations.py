@@ -74,7 +74,7 @@ def test_a_swiglu_that_is_wrong_by_more_is_seen():
     for a, up in (-89.0, 1000.0), (-20.0, 1.0), (-9.0, 10.0), (1.0, 1.0):
         right = a * operations.sigmoid(a) * up
         assert not judged("swiglu", [f32(right)], {"gate": [a], "up": [up]}).wrong
-        assert judged("swiglu", [right + 2 * 2.0**-24 * abs(a * up) + 64 * 2.0**-24 * abs(right) + 1e-30], {
+        assert judged("swiglu", [right + 3 * 2.0**-24 * abs(a * up) + 64 * 2.0**-24 * abs(right) + 1e-30], {
             "gate": [a], "up": [up]}).impossible
 
 

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project's folder
 sys.path.insert(0, HERE)
 
-from llama2_py.console import VerificationError  # noqa: E402
 from llama2_py.doctor.operations import Operations  # noqa: E402
 from tools.vectorgen import choices, inputs, models, writing  # noqa: E402
 from tools.vectorgen.catalogue import UNSEEN, catalogue  # noqa: E402
@@ -23,6 +22,10 @@ from tools.vectorgen.operations import Test, differs, distance  # noqa: E402
 
 SHOWS = 2.0  # bounds by which a mistake must be off to show
 TOKENIZER = "tiny-tokenizer.bin"
+
+
+class Unexplained(Exception):
+    """A mistake shows nowhere, and nobody says why."""
 
 
 class Deaths:
@@ -157,7 +160,7 @@ def write_mistakes(folder: str, deaths: Deaths) -> None:
 
 
 def make(folder: str) -> Deaths:
-    """Write all files. Raises VerificationError if a mistake shows nowhere."""
+    """Write all files. Raises Unexplained if a mistake shows nowhere."""
     os.makedirs(folder, exist_ok=True)
     deaths = Deaths()
     write_operations(folder, deaths)
@@ -165,7 +168,7 @@ def make(folder: str) -> Deaths:
     write_choices(folder)
     write_mistakes(folder, deaths)
     if deaths.missing():
-        raise VerificationError("these mistakes show in no vector of their operation, or are listed in "
+        raise Unexplained("these mistakes show in no vector of their operation, or are listed in "
                                 f"tools/vectorgen/catalogue.py and show: {'; '.join(deaths.missing())}")
     return deaths
 
@@ -177,7 +180,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     try:
         make(arguments[0] if arguments else os.path.join(HERE, "vectors"))
-    except VerificationError as error:
+    except Unexplained as error:
         print(f"make_vectors.py: error: {error}", file=sys.stderr)
         return 1
     return 0

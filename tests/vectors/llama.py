@@ -210,7 +210,8 @@ class Tokenizer:
         for piece in map(str.encode, text):
             tokens += [self.pieces.index(piece)] if piece in self.pieces else [byte + 3 for byte in piece]
         while True:
-            pairs = [(i, self.pieces[a] + self.pieces[b]) for i, (a, b) in enumerate(zip(tokens[:-1], tokens[1:], strict=True))]
+            pieces = [self.pieces[token] for token in tokens]
+            pairs = [(i, pieces[i] + pieces[i + 1]) for i in range(len(tokens) - 1)]
             known = [(-self.scores[self.pieces.index(pair)], i, pair) for i, pair in pairs if pair in self.pieces]
             if not known:
                 return [1, *tokens]

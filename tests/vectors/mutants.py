@@ -1,4 +1,5 @@
-"""Small mistakes in llama.js, one at a time: python3 mutants.py FOLDER runs the vectors over each, and tells which live.
+"""Small mistakes in llama.js, one at a time: python3 mutants.py FOLDER runs the vectors over each, and tells which
+live.
 
 Every place where an operator fits is a mutant; of all of them every STRIDE-th is run.
 """
@@ -23,7 +24,8 @@ OPERATORS = [  # what stands there, what takes its place
     (r"\b2\b", "3"), (r" >> ", " << "), (r" << ", " >> "), (r"-g\b", "g"), (r"Math\.cos", "Math.sin"),
     (r"Math\.sin", "Math.cos"), (r"Math\.exp", "Math.expm1"), (r"Math\.sqrt", "Math.cbrt"), (r"\|\|", "&&"),
     (r"Math\.max", "Math.min"), (r"\bkeys\b", "values"), (r"\bgate\b", "up"), (r"\bw1\b", "w3"), (r"\bwk\b", "wv"),
-    (r"\bheads\b", "kvHeads"), (r"\blow\b", "high"), (r"Math\.floor", "Math.ceil"), (r"1e-5", "1e-6"), (r"10000", "10001"),
+    (r"\bheads\b", "kvHeads"), (r"\blow\b", "high"), (r"Math\.floor", "Math.ceil"), (r"1e-5", "1e-6"),
+    (r"10000", "10001"),
 ]
 
 # Mutants that are no mistakes, by the line and what it becomes: why

@@ -91,8 +91,8 @@ def exact_edges() -> Iterator[dict]:
     for coin in 0.5 - STEP, 0.5:
         yield sampler_test("probabilities that are just the cutoff, (1 - p) / (n - 1), take part", quarters, 1.0, 0.25,
                            coin)
-    yield sampler_test("the rounded sum of all probabilities is below the coin: the last token", [0.0] * SHORT, 1.0, 1.0,
-                       1 - STEP)
+    yield sampler_test("the rounded sum of all probabilities is below the coin: the last token", [0.0] * SHORT, 1.0,
+                       1.0, 1 - STEP)
     halves = [NEVER, 0.0, NEVER, 0.0, NEVER]
     for coin in 0.0, 0.5 - STEP, 0.5, 1 - STEP:
         yield sampler_test("tokens of probability 0 are never taken", halves, 1.0, 1.0, coin)

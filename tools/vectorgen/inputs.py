@@ -119,16 +119,16 @@ def attention_weights() -> Iterator[Test]:
         name = f"{heads} heads of queries, {kv_heads} of keys, hs = {hs}, {n} positions"
         yield AttentionWeights(name, q=normals(f"{name}, q", heads * hs), keys=rows(name, n, kv_heads * hs),
                                n_heads=heads, n_kv_heads=kv_heads)
-    heads = {"n_heads": 2, "n_kv_heads": 2}
+    two = {"n_heads": 2, "n_kv_heads": 2}
     q = normals("q", 8)
-    yield AttentionWeights("a single position: all weights are 1", q=q, keys=rows("single", 1, 8), **heads)
-    yield AttentionWeights("two positions", q=q, keys=rows("two", 2, 8), **heads)
-    yield AttentionWeights("many positions", q=q, keys=rows("many", 23, 8), **heads)
-    yield AttentionWeights("equal scores: all weights are 1 / 5", q=q, keys=rows("equal", 1, 8) * 5, **heads)
-    yield AttentionWeights("the query is zero", q=[0.0, -0.0] * 4, keys=rows("zero", 3, 8), **heads)
+    yield AttentionWeights("a single position: all weights are 1", q=q, keys=rows("single", 1, 8), **two)
+    yield AttentionWeights("two positions", q=q, keys=rows("two", 2, 8), **two)
+    yield AttentionWeights("many positions", q=q, keys=rows("many", 23, 8), **two)
+    yield AttentionWeights("equal scores: all weights are 1 / 5", q=q, keys=rows("equal", 1, 8) * 5, **two)
+    yield AttentionWeights("the query is zero", q=[0.0, -0.0] * 4, keys=rows("zero", 3, 8), **two)
     yield AttentionWeights("scores far apart, up to some hundreds: exp without the largest taken off overflows, and "
                            "with it some weights are 0", q=normals("far", 8, 20.0), keys=rows("far", 7, 8, 10.0),
-                           **heads)
+                           **two)
     spread = [[0.0, 0.0], [-60.0, 0.0], [-85.0, 0.0], [-87.5, 0.0], [-95.0, 0.0], [-103.0, 0.0], [-110.0, 0.0]]
     yield AttentionWeights("weights that are denormals or 0", q=rounded([2.0**0.5, 0.0]), keys=spread, n_heads=1,
                            n_kv_heads=1)
@@ -154,17 +154,17 @@ def attention_mixes() -> Iterator[Test]:
         name = f"{heads} heads of queries, {kv_heads} of values, hs = {hs}, {n} positions"
         yield AttentionMix(name, weights=shares(name, heads, n), values=rows(name, n, kv_heads * hs), n_heads=heads,
                            n_kv_heads=kv_heads)
-    heads = {"n_heads": 2, "n_kv_heads": 1}
-    yield AttentionMix("a single position: its value", weights=[1.0, 1.0], values=rows("single", 1, 4), **heads)
-    yield AttentionMix("two positions", weights=shares("two", 2, 2), values=rows("two", 2, 4), **heads)
-    yield AttentionMix("many positions", weights=shares("many", 2, 23), values=rows("many", 23, 2), **heads)
+    shared = {"n_heads": 2, "n_kv_heads": 1}
+    yield AttentionMix("a single position: its value", weights=[1.0, 1.0], values=rows("single", 1, 4), **shared)
+    yield AttentionMix("two positions", weights=shares("two", 2, 2), values=rows("two", 2, 4), **shared)
+    yield AttentionMix("many positions", weights=shares("many", 2, 23), values=rows("many", 23, 2), **shared)
     yield AttentionMix("all weight on one position", weights=[0.0, 1.0, 0.0, 0.0, 0.0, 1.0], values=rows("one", 3, 4),
-                       **heads)
+                       **shared)
     yield AttentionMix("weights that are denormals", weights=rounded([1.0, TINY, DENORMAL, TINY / 2, 1.0, 1e-30]),
-                       values=rows("denormal", 3, 4, 100.0), **heads)
+                       values=rows("denormal", 3, 4, 100.0), **shared)
     opposite = rows("cancel", 1, 4)
     yield AttentionMix("values that cancel", weights=[0.5, 0.5, 0.25, 0.75],
-                       values=[opposite[0], [-v for v in opposite[0]]], **heads)
+                       values=[opposite[0], [-v for v in opposite[0]]], **shared)
 
 
 def swiglus() -> Iterator[Test]:
@@ -182,7 +182,8 @@ def swiglus() -> Iterator[Test]:
     yield Swiglu("up is zero, a denormal, large", gate=[1.0, -1.0, 2.0, -3.0, 0.5, 1.5],
                  up=rounded([0.0, -0.0, TINY, -TINY / 2, 1e30, -1e30]))
     yield Undefined("gates below -88.7: exp(-gate) overflows to infinity, and the result is 0, or a denormal",
-                    gate=rounded([-88.5, -88.8, -89.0, -100.0, -104.0, -1000.0]), up=rounded([1.0, 1000.0, -1.0, 1.0, 1e6, 1.0]))
+                    gate=rounded([-88.5, -88.8, -89.0, -100.0, -104.0, -1000.0]),
+                    up=rounded([1.0, 1000.0, -1.0, 1.0, 1e6, 1.0]))
 
 
 def residuals() -> Iterator[Test]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import llama2
 from llama2_py.doctor.operations import Operations
-from llama2_py.engine.arithmetic import Exact
+from llama2_py.engine.arithmetic import ARITHMETIC
 from llama2_py.engine.checkpoint import Checkpoint, Config, shapes
 from llama2_py.engine.graph import NORMS, sequence
 from llama2_py.engine.workers import Shard
@@ -23,6 +23,7 @@ from tools.vectorgen.operations import DIGITS, FAILS
 Place = tuple[str, int | None, int]  # operation, layer, position
 Results = dict[Place, Sequence[float]]
 
+EXACT = ARITHMETIC["exact"]
 MODELS = {"tiny-mha": Config(16, 22, 2, 4, 4, 288, 32), "tiny-gqa": Config(24, 30, 2, 6, 3, 40, 32, False),
           "tiny-mqa": Config(12, 20, 2, 2, 1, 33, 32)}
 COMMENTS = {"tiny-mha": "as many heads of keys as of queries; the classifier is the embedding",
@@ -60,7 +61,7 @@ def spread_of(tensor: str, columns: int) -> tuple[float, float]:
 
 def rope_tables(c: Config) -> bytes:
     """The cosines, then the sines, of every position, as older programs read them."""
-    turns = [llama2.rope_angles(Exact, pos, c) for pos in range(c.seq_len)]
+    turns = [llama2.rope_angles(EXACT, pos, c) for pos in range(c.seq_len)]
     return b"".join([pack(f"<{c.head_size // 2}f", *turn[which]) for which in (0, 1) for turn in turns])
 
 
@@ -83,7 +84,7 @@ class Run:
         path = os.path.join(folder, f"{name}.bin")
         self.checkpoint = Checkpoint(path)
         self.config = self.checkpoint.config
-        self.shard = Shard(self.checkpoint, Exact, llama2.forward, 0, 1, unpacked=True)
+        self.shard = Shard(self.checkpoint, EXACT, llama2.forward, 0, 1, unpacked=True)
         self.exact = self.exact_run(path)
 
     def close(self) -> None:
