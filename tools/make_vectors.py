@@ -9,7 +9,9 @@ llama2_py/doctor/mistakes.py and constants.py that show in a test by more than t
 there is in the vectors once this has run. vectors/README.md describes the files.
 """
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project's folder
@@ -17,7 +19,7 @@ sys.path.insert(0, HERE)
 
 from llama2_py.doctor.operations import Operations  # noqa: E402
 from tools.vectorgen import choices, inputs, models, writing  # noqa: E402
-from tools.vectorgen.catalogue import UNSEEN, catalogue  # noqa: E402
+from tools.vectorgen.catalogue import UNSEEN, catalogue, kinds_for  # noqa: E402
 from tools.vectorgen.operations import Test, differs, distance  # noqa: E402
 
 SHOWS = 2.0  # bounds by which a mistake must be off to show
@@ -34,7 +36,7 @@ class Deaths:
     def __init__(self) -> None:
         self.files: dict[str, list[str]] = {number: [] for number in catalogue()}
         self.of_an_operation: set[str] = set()  # those that change a result in a single operation
-        self.logits: set[str] = set()           # those that show in a model's logits
+        self.logits: dict[str, bool] = {}       # of those that a model can make: does it show in logits?
 
     def add(self, file: str, flags: Iterable[str]) -> None:
         """Mistakes that show in a test of a file."""
@@ -45,10 +47,10 @@ class Deaths:
     def missing(self) -> list[str]:
         """The mistakes that show nowhere, or not where they should: one of an operation in that operation."""
         found = []
-        for number, kind in catalogue().items():
+        for number, name in catalogue().items():
             files = set(self.files[number]) - ({"model"} if number in self.of_an_operation else set())
-            if bool(files) == (kind.name in UNSEEN):
-                found.append(f"{number} {kind.name}")
+            if bool(files) == (name in UNSEEN):
+                found.append(f"{number} {name}")
         return found
 
 
@@ -57,7 +59,7 @@ def flags_of(test: Test, deaths: Deaths) -> list[str]:
     expected, bound = test.expected(), test.bound()
     right = list(test.results(Operations))
     flags = []
-    for number, kind in catalogue().items():
+    for number, kind in kinds_for(test.config()).items():
         theirs = list(test.results(kind))
         if any(map(differs, theirs, right)):
             deaths.of_an_operation.add(number)
@@ -78,14 +80,13 @@ def numeric(test: Test, deaths: Deaths) -> dict:
 def model_test(run: models.Run, deaths: Deaths) -> dict:
     """A test of a whole model."""
     flags = []
-    for number, kind in catalogue().items():
+    for number, kind in kinds_for(run.config).items():
         theirs = run.run(kind)
         seen = {place[0] for place in run.places() if place in theirs and distance(
             theirs[place], run.exact[place], run.bounds[place]) > SHOWS}
         if seen:
             flags.append(number)
-        if "logits" in seen:
-            deaths.logits.add(number)
+        deaths.logits[number] = deaths.logits.get(number, False) or "logits" in seen
     deaths.add(run.file, flags)
     logits = [("logits", None, pos) for pos in range(len(run.tokens))]
     return {"comment": run.comment, "flags": flags, "model": f"{run.name}.bin", "tokens": run.tokens,
@@ -105,7 +106,7 @@ def operation(run: models.Run, place: models.Place) -> dict:
 def notes_of(tests: Sequence[dict]) -> dict[str, str]:
     """The names of the mistakes that tests name."""
     flags = {flag for test in tests for flag in test["flags"]}
-    return {number: kind.name for number, kind in catalogue().items() if number in flags}
+    return {number: name for number, name in catalogue().items() if number in flags}
 
 
 def write(folder: str, name: str, content: str | bytes) -> None:
@@ -151,25 +152,26 @@ def write_choices(folder: str) -> None:
 def write_mistakes(folder: str, deaths: Deaths) -> None:
     """The list of all mistakes: in which files each shows, and whether in logits."""
     lines = []
-    for number, kind in catalogue().items():
-        entry = {"name": kind.name, "files": deaths.files[number], "logits": number in deaths.logits}
-        if kind.name in UNSEEN:
-            entry["unseen"] = UNSEEN[kind.name]
+    for number, name in catalogue().items():
+        entry = {"name": name, "files": deaths.files[number], "logits": deaths.logits.get(number)}
+        if name in UNSEEN:
+            entry["unseen"] = UNSEEN[name]
         lines.append(f'"{number}":{writing.encoded(entry)}')
     write(folder, "mistakes.json", "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def make(folder: str) -> Deaths:
-    """Write all files. Raises Unexplained if a mistake shows nowhere."""
-    os.makedirs(folder, exist_ok=True)
+    """Write all files. Raises Unexplained, before anything is there, if a mistake shows nowhere."""
     deaths = Deaths()
-    write_operations(folder, deaths)
-    write_models(folder, deaths)
-    write_choices(folder)
-    write_mistakes(folder, deaths)
-    if deaths.missing():
-        raise Unexplained("these mistakes show in no vector of their operation, or are listed in "
-                                f"tools/vectorgen/catalogue.py and show: {'; '.join(deaths.missing())}")
+    with tempfile.TemporaryDirectory() as draft:
+        write_operations(draft, deaths)
+        write_models(draft, deaths)
+        write_choices(draft)
+        write_mistakes(draft, deaths)
+        if deaths.missing():
+            raise Unexplained("these mistakes show in no vector of their operation, or are listed in "
+                              f"tools/vectorgen/catalogue.py and show: {'; '.join(deaths.missing())}")
+        shutil.copytree(draft, folder, dirs_exist_ok=True)
     return deaths
 
 
@@ -180,9 +182,9 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     try:
         make(arguments[0] if arguments else os.path.join(HERE, "vectors"))
-    except Unexplained as error:
+    except (Unexplained, OSError) as error:
         print(f"make_vectors.py: error: {error}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, Unexplained) else 2
     return 0
 
 

@@ -1,42 +1,69 @@
 """All known mistakes, numbered: those of doctor/mistakes.py, and the constants of doctor/constants.py.
 
-    for number, kind in catalogue().items():    # "M017", a class
-        print(number, kind.name)
+    catalogue()              # {"M017": its name}
+    kinds_for(config)        # {"M017": a class}, of those that can be made with a model of this shape
 
 What is added there is here as well.
 """
 import functools
 from collections import Counter
+from collections.abc import Iterator
 
 from llama2_py.doctor.constants import CONSTANTS
 from llama2_py.doctor.mistakes import Kind, known
 from llama2_py.engine.checkpoint import Config
+from tools.vectorgen.inputs import by_file
+from tools.vectorgen.models import MODELS
 
-# Models that can have every mistake between them: with square keys and shared heads, two layers, rows beyond the
-# longest group of int8
-SHAPES = (Config(160, 160, 2, 4, 4, 160, 32, shared_classifier=False), Config(160, 160, 2, 4, 2, 160, 32))
+Key = tuple[str, int]  # a name, and how many have it before: the doctor tells one name for two mistakes
+USUAL = Config(16, 16, 1, 1, 1, 16, 32)  # a model with llama2.c's constants, of which others are mistakes
 FIRST_WRONG = 2  # the position from which attention's window is guessed: windows of 1, 2 and 3
-
-
-@functools.cache
-def catalogue() -> dict[str, Kind]:
-    """{number: mistake}. Two of the same name are two mistakes: the doctor tells one name for both."""
-    found: dict[tuple[str, int], Kind] = {}
-    for config in SHAPES:
-        seen: Counter = Counter()
-        for kind in [*known(config, FIRST_WRONG), *constants(config)]:
-            found.setdefault((kind.name, seen[kind.name]), kind)
-            seen[kind.name] += 1
-    return {f"M{i:03}": kind for i, kind in enumerate(found.values(), 1)}
-
-
-def constants(config: Config) -> list[Kind]:
-    """Mistakes with a constant: each number at which the doctor looks first, unless it is the right one."""
-    right = (config.norm_epsilon, config.rope_theta)
-    return [constant.mistake(value, config) for constant in CONSTANTS for value in constant.grid
-            if value not in right]
-
 
 # Mistakes that cannot show in any vector, {name: the reason}. make_vectors.py refuses one that is here and shows, and
 # one that is not here and does not.
 UNSEEN: dict[str, str] = {}
+
+
+def configs() -> Iterator[Config]:
+    """The shapes of all models and tests."""
+    yield from MODELS.values()
+    for tests in by_file().values():
+        yield from [test.config() for test in tests]
+
+
+def keyed(kinds: list[Kind]) -> dict[Key, Kind]:
+    """Mistakes by their names."""
+    seen: Counter = Counter()
+    found = {}
+    for kind in kinds:
+        found[kind.name, seen[kind.name]] = kind
+        seen[kind.name] += 1
+    return found
+
+
+@functools.cache
+def constants() -> list[Kind]:
+    """Mistakes with a constant: each number at which the doctor looks first, unless it is the right one."""
+    right = (USUAL.norm_epsilon, USUAL.rope_theta)
+    return [constant.mistake(value, USUAL) for constant in CONSTANTS for value in constant.grid if value not in right]
+
+
+@functools.cache
+def numbers() -> dict[Key, str]:
+    """The numbers of all mistakes that can be made with any of these models."""
+    keys: dict[Key, None] = {}
+    for config in configs():
+        keys.update(dict.fromkeys(keyed(known(config, FIRST_WRONG))))
+    keys.update(dict.fromkeys(keyed(constants())))
+    return {key: f"M{i:03}" for i, key in enumerate(keys, 1)}
+
+
+def catalogue() -> dict[str, str]:
+    """The names of all mistakes by number."""
+    return {number: name for (name, _), number in numbers().items()}
+
+
+def kinds_for(config: Config) -> dict[str, Kind]:
+    """The mistakes that can be made with a model by number."""
+    found = {**keyed(known(config, FIRST_WRONG)), **keyed(constants())}
+    return {numbers()[key]: kind for key, kind in found.items()}

@@ -106,19 +106,26 @@ class Run:
         mistake fails."""
         results: Results = {}
         operations = kind(self.shard, self.tokens, lambda *place: results.get(place))
-        for pos in range(len(self.tokens)):
-            for op, l in sequence(self.config.n_layers):
-                try:
-                    y = operations.result(op, l, pos)
-                except FAILS:
-                    return results
-                if y is None:
-                    return results
-                if noise is not None:
-                    sigma, _ = operations.errors(op, l, pos, y)
-                    y = [v + s * next(noise) for v, s in zip(y, sigma, strict=True)]
-                results[op, l, pos] = y
+        for op, l, pos in self.order(kind):
+            try:
+                y = operations.result(op, l, pos)
+            except FAILS:
+                return results
+            if y is None:
+                return results
+            if noise is not None:
+                sigma, _ = operations.errors(op, l, pos, y)
+                y = [v + s * next(noise) for v, s in zip(y, sigma, strict=True)]
+            results[op, l, pos] = y
         return results
+
+    def order(self, kind: type[Operations]) -> list[Place]:
+        """All operations, position by position, or, where positions depend on later ones, each of all positions."""
+        operations = sequence(self.config.n_layers)
+        positions = range(len(self.tokens))
+        if kind.sees_later:
+            return [(op, l, pos) for op, l in operations for pos in positions]
+        return [(op, l, pos) for pos in positions for op, l in operations]
 
     @functools.cached_property
     def bounds(self) -> Results:

@@ -15,7 +15,7 @@ from typing import Any
 import llama2
 from llama2_py.doctor.errors import FLUSHED
 from llama2_py.doctor.operations import Operations
-from llama2_py.engine.arithmetic import Exact
+from llama2_py.engine.arithmetic import ARITHMETIC
 from llama2_py.engine.checkpoint import Config
 from llama2_py.engine.graph import NORMS, PRODUCTS
 from llama2_py.engine.rows import Rows, split
@@ -24,6 +24,7 @@ Vector = Sequence[float]
 Matrix = Sequence[Vector]
 Result = Sequence[float] | None
 
+EXACT = ARITHMETIC["exact"]
 CONTEXT = 4096       # seq_len of the models: the longest position that a vector has is 2,600
 DIGITS = 1e-8        # of itself: a number of nine digits is off by half of that at most
 FAILS = (ValueError, OverflowError, ZeroDivisionError, IndexError)  # what a mistake can end in
@@ -54,7 +55,7 @@ class OneLayer(Absent):
     def matrix(self, name: str) -> Rows:
         """A matrix as a model has it."""
         _, n, columns = self.tensors[name]
-        return Rows(lambda first, last, check: self.rows(name, 0, first, last), self.release, Exact, range(n), columns,
+        return Rows(lambda first, last, check: self.rows(name, 0, first, last), self.release, EXACT, range(n), columns,
                     unpacked=True)
 
     def rows(self, name: str, l: int = 0, first: int = 0, last: int | None = None) -> list[tuple[float, ...]]:
@@ -87,7 +88,7 @@ class Test:
         """The shape of a model that has this operation."""
         raise NotImplementedError
 
-    def expected(self, A: Any = Exact) -> Vector:
+    def expected(self, A: Any = EXACT) -> Vector:
         """An arithmetic's result, (n): of the exact one, what is expected."""
         raise NotImplementedError
 
@@ -145,7 +146,7 @@ class Embedding(Test):
         dim = len(self.table[0])
         return Config(dim, dim, 1, 1, 1, len(self.table), CONTEXT)
 
-    def expected(self, A=Exact):
+    def expected(self, A=EXACT):
         return self.table[self.token]
 
     def tensors(self, role):
@@ -168,7 +169,7 @@ class Norm(Test):
     def config(self):
         return Config(len(self.x), len(self.x), 1, 1, 1, 1, CONTEXT)
 
-    def expected(self, A=Exact):
+    def expected(self, A=EXACT):
         return llama2.rmsnorm(A, self.x, self.weight)
 
     def tensors(self, role):
@@ -188,9 +189,10 @@ class Product(Test):
     x: Vector
 
     def config(self):
-        return Config(len(self.x), len(self.w), 1, 1, 1, len(self.w), CONTEXT)
+        n = len(self.x)  # also of what is hidden: mistakes look for what n leaves over
+        return Config(n, n, 1, 1, 1, len(self.w), CONTEXT)
 
-    def expected(self, A=Exact):
+    def expected(self, A=EXACT):
         return A.dots(A.Matrix(list(map(tuple, self.w))), A.operand(self.x))
 
     def tensors(self, role):
@@ -214,7 +216,7 @@ class Rope(Test):
         return Config(len(self.x), len(self.x), 1, heads, heads, 1, CONTEXT, rope_theta=self.theta,
                       rope_scaling=self.scaling)
 
-    def expected(self, A=Exact):
+    def expected(self, A=EXACT):
         return llama2.rope(self.x, *llama2.rope_angles(A, self.pos, self.config()))
 
     def inputs(self, role):
@@ -274,7 +276,7 @@ class AttentionWeights(OfHeads):
     def head_size(self):
         return len(self.q) // self.n_heads
 
-    def expected(self, A=Exact):
+    def expected(self, A=EXACT):
         return llama2.attention_weights(A, self.q, list(map(A.Matrix, self.by_head(self.keys))))
 
     def inputs(self, role):
@@ -296,7 +298,7 @@ class AttentionMix(OfHeads):
     def head_size(self):
         return len(self.values[0]) // self.n_kv_heads
 
-    def expected(self, A=Exact):
+    def expected(self, A=EXACT):
         columns = [list(zip(*rows, strict=True)) for rows in self.by_head(self.values)]
         return llama2.attention(A, self.weights, list(map(A.Matrix, columns)))
 
@@ -315,7 +317,7 @@ class Swiglu(Test):
     def config(self):
         return Config(len(self.gate), len(self.gate), 1, 1, 1, 1, CONTEXT)
 
-    def expected(self, A=Exact):
+    def expected(self, A=EXACT):
         return llama2.swiglu(A, self.gate, self.up)
 
     def inputs(self, role):
@@ -337,7 +339,7 @@ class Residual(Test):
     def config(self):
         return Config(len(self.x), len(self.x), 1, 1, 1, 1, CONTEXT)
 
-    def expected(self, A=Exact):
+    def expected(self, A=EXACT):
         return llama2.residual(self.x, self.change)
 
     def inputs(self, role):
