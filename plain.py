@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
-"""A Llama 2 in plain loops: the definition that llama2.py, which is fast, has to equal bit for bit.
+"""A Llama 2 in plain loops: the definition, which the fast llama2.py equals bit for bit.
 
     python3 plain.py                           # the embedded model tells a story
     python3 plain.py 42 "Once upon a time"     # with another seed (1 to 2**64 - 1), and a beginning
 
-It chooses the tokens that `python3 llama2.py -s SEED -i BEGINNING` chooses, only slowly; that one, given
-`--page story.html`, shows what it thinks. A language model gives, for a text, the probabilities of what comes next; a
-story is what comes of asking again and again. Shapes are in brackets: (vocab, dim) is vocab rows of dim numbers. The
-embedded model: dim 64, feed-forward width (hidden) 172, layers 0 to 4, 8 query heads on 4 of keys and values, hs 8.
+A language model reads a text and says how probable each token, a frequent piece of text, is to
+come next. To tell a story: ask it, choose a token, append it, ask again. `python3 llama2.py -s
+SEED -i BEGINNING` tells the same stories faster; its `--page story.html` shows why each token
+was chosen. `python3 tools/plain_page.py plain.html` makes a page of this file, with the numbers.
+
+Shapes are in brackets: (vocab, dim) is vocab rows of dim numbers. The embedded model has dim
+64, hidden (the width of its feed-forward networks) 172, vocab 512, and layers 0 to 4. In each
+8 heads of queries share 4 of keys and values; a head has hs numbers: 8.
 """
 import math
 import os
@@ -16,41 +20,44 @@ import sys
 from decimal import Decimal, localcontext
 from pathlib import Path
 
-# Numbers. All are float32, held in Python's floats, which have 53 bits instead of 24. To
-# compute + - * / or sqrt in Python and then round gives what a float32 processor gives. A
-# sum of many terms depends on their order if each partial sum is rounded; so fsum adds
-# exactly and rounds once to 53 bits, r once to 24: everybody gets the same bits.
+# Numbers. Each is a float32, of 24 bits, held in one of Python's floats, which have 53. One
+# + - * / or sqrt in Python, rounded by r, gives what a float32 processor gives. A long sum is
+# different: if every partial sum is rounded, the result depends on the order of the terms. So
+# fsum adds exactly and rounds once, to 53 bits, and r rounds to 24. Then the order does not
+# matter, and every machine gets the same bits.
 
 def r(x):
     """A number -> the float32 nearest to it."""
-    # "f", since "<f" raises OverflowError where this gives inf
+    # "f" gives inf where "<f" would raise OverflowError
     return struct.unpack("f", struct.pack("f", x))[0]
 
 def dot(a, b):
-    """Vectors of the same length -> the sum of their products (each exact, as 24 + 24 bits
-    fit in 53; the sum not)."""
+    """Two vectors of the same length -> the sum of their products. It is large where they
+    point the same way. (Each product is exact: 24 + 24 bits fit in 53.)"""
     return r(math.fsum(x * y for x, y in zip(a, b, strict=True)))
 
 def total(x):
+    """A vector -> the sum of its numbers."""
     return r(math.fsum(x))
 
 def nearest(number):
-    """A decimal -> the float32 nearest to it. Rounded to 53 bits it can land on a midpoint
-    and mislead r."""
+    """A Decimal -> the float32 nearest to it. Why not r(float(number)): rounded to 53 bits,
+    it can land midway between two float32s, and r may then take the wrong one. So the
+    neighbours are tried, too."""
     x = float(number)
     return min(map(r, (x, math.nextafter(x, math.inf), math.nextafter(x, -math.inf))),
                key=lambda candidate: abs(Decimal(candidate) - number))
 
 def exp(x):
-    # above 88.8 it overflows float32: 100 stands for all that is larger
+    # above 88.8 the result is inf in float32, so 100 stands for all that is larger
     return nearest(Decimal(min(x, 100.0)).exp())
 
 def power(a, b):
     return nearest(Decimal(a) ** Decimal(b))
 
 def series(x, term, n):
-    """term - term * x^2 / ((n + 1) (n + 2)) + ..: cosine for term 1 and n = 0, sine for
-    term x and n = 1."""
+    """The sum term - term * x^2 / ((n + 1) (n + 2)) + ..: cosine if it begins with term 1
+    and n 0, sine if with term x and n 1."""
     with localcontext() as context:
         context.prec = 40 + int(abs(x))  # digits, since the terms grow before they shrink
         x, term, result = Decimal(x), Decimal(term), Decimal(0)
@@ -66,8 +73,8 @@ def sin(x):
     return series(x, x, 1)
 
 
-# The weights: a file of llama2.c, version 0. Seven integers, then one matrix after the
-# other.
+# The weights. All that the model has learned: a file of llama2.c, version 0. It holds seven
+# integers, then one matrix after the other. The cache is kept beside them.
 class Model:
     def __init__(self, path):
         data = Path(path).read_bytes()
@@ -75,9 +82,9 @@ class Model:
         dim, hidden, self.n_layers, self.n_heads, self.n_kv_heads, vocab, self.seq_len = shape
         self.vocab = abs(vocab)
         self.hs = dim // self.n_heads
-        self.epsilon = 1e-5    # other families of Llamas have other ones
+        self.epsilon = 1e-5    # other Llamas have other values of both
         self.theta = 10000.0
-        kv_dim = self.n_kv_heads * self.hs  # of all heads' keys together
+        kv_dim = self.n_kv_heads * self.hs  # the length of a position's keys, all heads together
         numbers = iter(struct.unpack_from(f"<{len(data) // 4 - 7}f", data, 28))
         def matrix(rows, columns):
             return [[next(numbers) for _ in range(columns)] for _ in range(rows)]
@@ -95,44 +102,44 @@ class Model:
         self.w3 = layers(hidden, dim)                # to the values that are gated
         self.rms_final = matrix(1, dim)[0]           # scales, at the end
         matrix(2 * self.seq_len, self.hs // 2)       # tables of cosines and sines, unused
-        # to scores; a negative vocab says that it is not the embedding
+        # to scores: the embedding once more, unless vocab is negative
         self.classifier = matrix(self.vocab, dim) if vocab < 0 else self.embedding
-        # the cache: (pos + 1, kv_dim) for each layer
+        # the cache: for each layer (pos + 1, kv_dim)
         self.keys = [None] * self.n_layers
         self.values = [None] * self.n_layers
 
 
-# The forward pass, and what it is made of
+# The forward pass. Its parts come first; to see what they are for, begin with forward.
 def matvec(w, x):
-    """w (n, d), x (d) -> (n): a matrix times a vector, which is the dot product of each row
-    with it."""
+    """w (n, d), x (d) -> (n): a matrix times a vector. Each row is a pattern; its dot
+    product with x says how much of the pattern is in x."""
     return [dot(row, x) for row in w]
 
 def add(x, y):
     return [r(a + b) for a, b in zip(x, y, strict=True)]
 
 def rmsnorm(x, w, epsilon=1e-5):
-    """x, w (dim) -> (dim): x brought to length sqrt(dim), then scaled by w. Why: the stream
-    grows from layer to layer; a layer learns more easily from inputs that are always of the
-    same size."""
+    """x, w (dim) -> (dim): x brought to length sqrt(dim), then each number times its own w.
+    Why: the stream grows from layer to layer, but a layer learns more easily from inputs of
+    one size."""
     mean = r(dot(x, x) / len(x))
-    scale = r(1 / r(math.sqrt(r(mean + r(epsilon)))))  # epsilon: so that it is never 1 / 0
+    scale = r(1 / r(math.sqrt(r(mean + r(epsilon)))))  # epsilon: never 1 / 0
     return [r(wi * r(scale * xi)) for wi, xi in zip(w, x, strict=True)]
 
 def softmax(x):
-    """x (n) -> (n): positive numbers that sum to 1, larger where x is. Why the maximum is
-    taken off: exp overflows at 89, and a constant taken off all of them does not change the
-    result."""
+    """x (n) -> (n): scores become shares, positive numbers that sum to 1. Why subtract the
+    largest score: exp overflows at 89, and what is subtracted from all scores cancels out
+    in the division."""
     largest = max(x)
     e = [exp(r(v - largest)) for v in x]
     sum_e = total(e)
     return [r(v / sum_e) for v in e]
 
 def rope(x, pos, hs, theta=10000.0):
-    """x (heads * hs) -> the same shape: rotary position embedding. In each head, pair i / 2
-    of neighbours turns by the angle pos / 10000^(i / hs): the first pair fast, the last one
-    slowly. Why: positions then enter the dot product of a query and a key only through the
-    distance between them."""
+    """x (heads * hs) -> the same shape: rotary position embedding. Two neighbours in a head
+    are a point in a plane; it turns by the angle pos / theta^(i / hs), the first pair fast,
+    the last one slowly. Why: attention by itself does not see the tokens' order. Once both
+    are turned, a query times a key depends on how far apart they stand, and not on where."""
     turned = list(x)
     for i in range(0, hs, 2):
         angle = r(pos * r(1 / power(theta, r(i / hs))))
@@ -145,39 +152,57 @@ def rope(x, pos, hs, theta=10000.0):
 
 def attend(q, keys, values):
     """One head: q (hs), keys and values (pos + 1, hs) -> weights (pos + 1), how much each
-    position so far counts, and the values' sum with these weights (hs). A key that points
-    where the query does gets a large weight."""
+    position counts, and the sum of the values with these weights (hs). The more a key points
+    where the query does, the larger is its weight.
+
+    Why sqrt(hs): a dot product of hs terms grows like sqrt(hs). Undivided, the largest would
+    take nearly all the weight, and a head that sees one position only learns slowly.
+    Causality: nobody can look ahead, since the cache holds no later position.
+
+    In numbers: head 3 of layer 0 reads " upon", at position 2 of "Once upon a time".
+                                  BOS    "Once"   " upon"
+        dot product with q      -1.12     -0.32      2.68
+        / sqrt(8)               -0.40     -0.11      0.95
+        exp(.. - largest)        0.26      0.35      1.00    sum 1.61
+        weight: / sum            0.16      0.22      0.62    sum 1.00
+        value, first number     -0.37     -0.39     -0.06
+        weight * value          -0.06     -0.08     -0.04    sum -0.18
+    """
     weights = softmax([r(dot(q, key) / r(math.sqrt(len(q)))) for key in keys])
     return weights, [dot(weights, column) for column in zip(*values, strict=True)]
 
 def swiglu(gate, up):
-    """gate, up (hidden) -> (hidden): gate * sigmoid(gate) * up. Why: the gate softly
-    decides which numbers pass, and without something that is not linear w1 and w2 would
-    amount to one matrix."""
+    """gate, up (hidden) -> (hidden): up * gate * sigmoid(gate). The sigmoid runs from 0,
+    closed, to 1, open. Why a gate: it decides, number by number, what of up passes. Without
+    it w3 and w2 would act as one matrix, which can only mix what is there."""
     return [r(r(g * r(1 / r(1 + exp(-g)))) * u) for g, u in zip(gate, up, strict=True)]
 
 def forward(m, token, pos, see=lambda layer, op, values: values):
-    """The token at position pos -> logits (vocab), a score for each token that could come
-    next. x, the stream, is a vector of dim numbers to which every layer adds something,
-    twice: attention, by which a position takes up what earlier positions know, and a
-    feed-forward network, which works on that. (see gets every result by its name; what it
-    returns takes its place, except for weights. It is for those who watch: ignore it on a
-    first reading.)"""
+    """The token at position pos -> logits (vocab), a score for each token to come next.
+
+    x (dim) is the stream. It begins as the token's embedding. Each layer adds to it twice:
+    attention brings what earlier positions know, and a feed-forward network works on that.
+    Why add: nothing is lost on the way, and in training every layer is corrected directly.
+
+    (see gets each result with its name, for those who watch; what it returns is used in its
+    place, except for weights. Ignore it on a first reading.)
+    """
     x = see(None, "embedding", m.embedding[token])
     for l in range(m.n_layers):
         n = see(l, "attention_norm", rmsnorm(x, m.rms_att[l], m.epsilon))
-        # q (dim): what each head looks for. k (kv_dim): what this position offers to be
-        # found by. v (kv_dim): what it gives if it is found.
+        # q (dim): what each head looks for. k (kv_dim): by what this position is found.
+        # v (kv_dim): what it gives when it is found.
         q = see(l, "q", rope(matvec(m.wq[l], n), pos, m.hs, m.theta))
         k = see(l, "k", rope(matvec(m.wk[l], n), pos, m.hs, m.theta))
         v = see(l, "v", matvec(m.wv[l], n))
-        # The cache: keys and values of earlier positions do not change when a token is
-        # added, so they are kept.
+        # The cache: a new token changes no earlier key or value, as they never look ahead.
+        # So they are kept.
         m.keys[l] = [*m.keys[l], k] if pos > 0 else [k]
         m.values[l] = [*m.values[l], v] if pos > 0 else [v]
+        # Each head on its own; then wo mixes what they found, and it joins the stream.
         weights, attention = [], []
         for h in range(m.n_heads):
-            # Grouped heads: several heads of queries share one of keys and values, to keep
+            # Grouped heads: several of queries share one of keys and values, which keeps
             # the cache small.
             g = h // (m.n_heads // m.n_kv_heads)
             mine = slice(h * m.hs, (h + 1) * m.hs)
@@ -187,10 +212,11 @@ def forward(m, token, pos, see=lambda layer, op, values: values):
             of_head, out = attend(q[mine], keys, values)
             weights = weights + of_head
             attention = attention + out
-        see(l, "weights", weights)  # only shown: what they lead to is computed already
+        see(l, "weights", weights)  # only shown: attention has been computed
         attention = see(l, "attention", attention)
         out = see(l, "attention_out", matvec(m.wo[l], attention))
         x = see(l, "attention_residual", add(x, out))
+        # The feed-forward network: from dim to hidden and back, each position by itself.
         n = see(l, "ffn_norm", rmsnorm(x, m.rms_ffn[l], m.epsilon))
         gate = see(l, "gate", matvec(m.w1[l], n))    # (hidden)
         up = see(l, "up", matvec(m.w3[l], n))        # (hidden)
@@ -201,8 +227,10 @@ def forward(m, token, pos, see=lambda layer, op, values: values):
     return matvec(m.classifier, x)
 
 
-# The tokenizer: text <-> the numbers of tokens, which are frequent pieces of text. 1, BOS,
-# begins every text. 3 to 258 are the 256 bytes, for what has no token of its own.
+# The tokenizer. Text to the numbers of tokens, and back. Token 1 is BOS, "beginning of
+# sequence"; it comes before every text. Why: the first token needs something to follow, and
+# a head that finds nothing looks there. Tokens 3 to 258 are the bytes 0 to 255, for
+# characters that have no token of their own.
 class Tokenizer:
     def __init__(self, path, vocab):
         data = Path(path).read_bytes()
@@ -214,8 +242,9 @@ class Tokenizer:
             offset += 8 + length
 
     def encode(self, text):
-        """Text -> tokens: a space, one for each character or byte; then the best-scored
-        pair merges, repeatedly."""
+        """Text -> tokens. First BOS, a space, and a token for each character, or for each
+        of its bytes. Then, of all neighbours that make a token together, those whose token
+        has the best score merge; and so on until none are left."""
         tokens = [self.pieces.index(b" ")] if text and b" " in self.pieces else []
         for character in text:
             piece = character.encode()
@@ -233,7 +262,7 @@ class Tokenizer:
             tokens[at:at + 2] = [merged]
 
     def decode(self, previous, token):
-        """The bytes of a token that follows another one."""
+        """The bytes of a token, given the one before: after BOS the space is left out."""
         piece = self.pieces[token]
         if previous == 1 and piece[:1] == b" ":
             piece = piece[1:]
@@ -242,19 +271,18 @@ class Tokenizer:
         return piece
 
 
-# The sampler: always the likeliest token would tell the same story each time, and a dull
-# one; so chance decides.
+# The sampler. The likeliest tokens alone tell one story, and a dull one. So chance decides.
 def random(state):
-    """The generator xorshift64*: a state of 64 bits -> a number in [0, 1) and the next
-    state."""
+    """The generator xorshift64*: a state of 64 bits -> a number in [0, 1), and the next
+    state. The same seed gives the same numbers, and so the same story."""
     state ^= state >> 12
     state ^= (state << 25) & (2**64 - 1)
     state ^= state >> 27
     return ((state * 0x2545F4914F6CDD1D) % 2**64 >> 40) / 2**24, state
 
 def pick(tokens, probabilities, coin):
-    """The token on which a coin in [0, 1) falls, if each has a stretch as long as its
-    probability."""
+    """Lay the tokens side by side, each as long as it is probable -> the token on which the
+    coin, in [0, 1), falls."""
     running_sum = 0.0
     for token, probability in zip(tokens, probabilities, strict=True):
         running_sum = r(running_sum + probability)
@@ -263,17 +291,17 @@ def pick(tokens, probabilities, coin):
     return token  # the rounded sums can stay below the coin
 
 def sample(logits, temperature, p, coin):
-    """logits (vocab) -> a token. Temperature below 1 sharpens the differences, above 1 it
-    flattens them; at 0 the likeliest token is taken. p, "top-p": only the likeliest tokens
-    that together have more than p take part. Why: each unlikely token is rare, but there
-    are so many that one would often be drawn and spoil the text."""
+    """logits (vocab) -> a token. A temperature below 1 makes likely tokens likelier, one
+    above 1 less so; 0 takes the likeliest. p, called top-p: only the likeliest tokens that
+    together have more than p take part. Why: an unlikely token is rare, but there are
+    hundreds of them; without top-p one is drawn again and again, and spoils the text."""
     if r(temperature) == 0:
         return logits.index(max(logits))
     n, p = len(logits), r(p)
     probabilities = softmax([r(v / r(temperature)) for v in logits])
     if p <= 0 or p >= 1:
         return pick(range(n), probabilities, coin)
-    # tokens below the cutoff total at most 1 - p: never in the top
+    # all tokens below the cutoff have at most 1 - p together: none is in the top
     cutoff = r(r(1 - p) / max(1, n - 1))
     top = [token for token in range(n) if probabilities[token] >= cutoff]
     top = top or [logits.index(max(logits))]
@@ -285,8 +313,8 @@ def sample(logits, temperature, p, coin):
     return pick(likeliest, [probabilities[token] for token in likeliest], r(coin * mass))
 
 def generate(model, tokenizer, prompt, seed, steps=256, temperature=1.0, p=0.9):
-    """Yield (token, next token, logits) for each position: the prompt's tokens, then
-    sampled ones."""
+    """Yield (token, next token, logits) for each position. The prompt's tokens are known, and
+    are read all the same: that fills the cache. Then tokens are sampled."""
     tokens, state = tokenizer.encode(prompt), seed
     for pos in range(steps):
         logits = forward(model, tokens[pos], pos)
@@ -307,8 +335,7 @@ def main(seed="1", prompt="", **options):
     print()
 
 def run(arguments):
-    """What the command line asks for -> the exit code. What cannot be done is said in one
-    line."""
+    """Do what the command line says -> the exit code. An error is one line."""
     if sys.stdout is None:  # it was closed before this program began
         return 141
     try:

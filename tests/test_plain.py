@@ -2,6 +2,7 @@
 import hashlib
 import math
 import os
+import re
 import shutil
 import signal
 import struct
@@ -74,6 +75,33 @@ def test_the_golden_logits():
     for pos, token in enumerate(tokens):
         logits = plain.forward(model, token, pos)
         assert hashlib.sha256(bits(logits)).hexdigest().startswith(STORY_LOGITS[pos])
+
+
+def head_3_of_layer_0(text):
+    """What that head computes at the text's last position: its weights' steps, and its values' first number."""
+    model, q = plain.Model(MODEL), []
+
+    def see(layer, op, values):
+        if (layer, op) == (0, "q"):
+            q[:] = values[3 * model.hs:4 * model.hs]
+        return values
+
+    for pos, token in enumerate(plain.Tokenizer(TOKENIZER, 512).encode(text)):
+        plain.forward(model, token, pos, see)
+    shared = slice(model.hs, 2 * model.hs)  # heads 2 and 3 share keys and values 1
+    products = [plain.dot(q, key[shared]) for key in model.keys[0]]
+    scores = [product / math.sqrt(8) for product in products]
+    exps = [math.exp(score - max(scores)) for score in scores]
+    weights = [e / sum(exps) for e in exps]
+    values = [value[shared][0] for value in model.values[0]]
+    weighted = [weight * value for weight, value in zip(weights, values, strict=True)]
+    return [products, scores, [*exps, sum(exps)], [*weights, 1], values, [*weighted, sum(weighted)]]
+
+
+def test_the_attention_worked_out_in_numbers_is_the_models():
+    table = plain.attend.__doc__.split("In numbers")[1].splitlines()[2:8]
+    told = [[float(number) for number in re.findall(r"-?\d\.\d\d", line)] for line in table]
+    assert told == [pytest.approx(row, abs=0.0051) for row in head_3_of_layer_0("Once upon")]
 
 
 @pytest.mark.slow
