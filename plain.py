@@ -37,7 +37,6 @@ def dot(a, b):
     return r(math.fsum(x * y for x, y in zip(a, b, strict=True)))
 
 def total(x):
-    """A vector -> the sum of its numbers."""
     return r(math.fsum(x))
 
 def nearest(number):
@@ -156,17 +155,17 @@ def attend(q, keys, values):
     where the query does, the larger is its weight.
 
     Why sqrt(hs): a dot product of hs terms grows like sqrt(hs). Undivided, the largest would
-    take nearly all the weight, and a head that sees one position only learns slowly.
+    take nearly all the weight, and a head that is fixed on one position learns slowly.
     Causality: nobody can look ahead, since the cache holds no later position.
 
     In numbers: head 3 of layer 0 reads " upon", at position 2 of "Once upon a time".
-                                  BOS    "Once"   " upon"
-        dot product with q      -1.12     -0.32      2.68
-        / sqrt(8)               -0.40     -0.11      0.95
-        exp(.. - largest)        0.26      0.35      1.00    sum 1.61
-        weight: / sum            0.16      0.22      0.62    sum 1.00
-        value, first number     -0.37     -0.39     -0.06
-        weight * value          -0.06     -0.08     -0.04    sum -0.18
+                              BOS  "Once" " upon"    sum
+        dot product with q  -1.12   -0.32    2.68
+        / sqrt(8)           -0.40   -0.11    0.95
+        exp(.. - largest)    0.26    0.35    1.00   1.61
+        weight: / sum        0.16    0.22    0.62   1.00
+        value, first number -0.37   -0.39   -0.06
+        weight * value      -0.06   -0.08   -0.04  -0.18
     """
     weights = softmax([r(dot(q, key) / r(math.sqrt(len(q)))) for key in keys])
     return weights, [dot(weights, column) for column in zip(*values, strict=True)]
@@ -202,8 +201,7 @@ def forward(m, token, pos, see=lambda layer, op, values: values):
         # Each head on its own; then wo mixes what they found, and it joins the stream.
         weights, attention = [], []
         for h in range(m.n_heads):
-            # Grouped heads: several of queries share one of keys and values, which keeps
-            # the cache small.
+            # Grouped heads: several share keys and values, which keeps the cache small.
             g = h // (m.n_heads // m.n_kv_heads)
             mine = slice(h * m.hs, (h + 1) * m.hs)
             shared = slice(g * m.hs, (g + 1) * m.hs)
@@ -312,6 +310,8 @@ def sample(logits, temperature, p, coin):
         mass = r(mass + probabilities[likeliest[-1]])
     return pick(likeliest, [probabilities[token] for token in likeliest], r(coin * mass))
 
+
+# The story. One forward pass and one choice a token, until BOS comes or the steps are used up.
 def generate(model, tokenizer, prompt, seed, steps=256, temperature=1.0, p=0.9):
     """Yield (token, next token, logits) for each position. The prompt's tokens are known, and
     are read all the same: that fills the cache. Then tokens are sampled."""

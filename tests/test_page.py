@@ -61,7 +61,7 @@ def browse(path, script, folder, *flags, fragment=""):
     return run_browser(path.read_text(encoding="utf-8") + trial, folder, *flags, fragment=fragment)
 
 
-def browse_frames(texts, script, folder, width=1000):
+def browse_frames(texts, script, folder, width=1000, *flags):
     """Open pages beside each other, run a script on each one's window and document -> what it returned, for each."""
     frames = [base64.b64encode(text.encode()).decode() for text in texts]
     return run_browser("""<!DOCTYPE html><body><script>
@@ -82,7 +82,7 @@ def browse_frames(texts, script, folder, width=1000):
             document.body.append(frame);
         });
         </script>""".replace("FRAMES", json.dumps(frames)).replace("SCRIPT", script).replace("WIDTH", str(width))
-                       .replace("LEAVE", LEAVE), folder)
+                       .replace("LEAVE", LEAVE), folder, *flags)
 
 
 def tell(path, *options):
