@@ -227,8 +227,8 @@ def forward(m, token, pos, see=lambda layer, op, values: values):
 
 # The tokenizer. Text to the numbers of tokens, and back. Token 1 is BOS, "beginning of
 # sequence"; it comes before every text. Why: the first token needs something to follow, and
-# a head that finds nothing looks there. Tokens 3 to 258 are the bytes 0 to 255, for
-# characters that have no token of their own.
+# a head that finds nothing, whose weights sum to 1 all the same, can rest there. Tokens 3 to
+# 258 are the bytes 0 to 255, for characters that have no token of their own.
 class Tokenizer:
     def __init__(self, path, vocab):
         data = Path(path).read_bytes()

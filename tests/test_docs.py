@@ -1,6 +1,5 @@
 """Tests of the pages: every command prints what they say, every example works."""
 import contextlib
-import io
 import math
 import os
 import re
@@ -13,8 +12,10 @@ import pytest
 
 import llama2
 import plain
+from llama2_py.engine.checkpoint import Checkpoint
 from llama2_py.log import formats
-from tests.helpers import HERE, MODEL, TOKENIZER
+from tests.helpers import HERE, MODEL, STORY, TOKENIZER
+from tests.test_huggingface import as_folder
 
 pytestmark = pytest.mark.slow
 
@@ -125,58 +126,125 @@ def test_the_writers_of_the_porters_page_write_records(tmp_path, language):
 
 
 # ----------------------------------------------------------------------------
-# docs/exercises.md: these solutions print what it says
+# docs/exercises.md: with its answer, each exercise prints what it says
 
 
-def changed(before, after):
-    """plain.py with a change."""
+def parts(name):
+    """The sections of docs/exercises.md, number -> text: those of the exercises (##), or of the answers (###)."""
+    found = re.split(rf"(?m)^{name} (\d+)\b.*\n", page("docs/exercises.md"))[1:]
+    return {int(number): text for number, text in zip(found[::2], found[1::2], strict=True)}
+
+
+EXERCISES, ANSWERS = parts("##"), parts("###")
+
+
+def blocks(text, language):
+    return re.findall(rf"(?s)```{language}\n(.*?)```", text)
+
+
+def patched(source, diff):
+    """A source with the lines of a diff in place of what they replace."""
+    lines = diff.splitlines(keepends=True)
+    before, after = ("".join(line[1:] for line in lines if line[0] in kind) for kind in (" -", " +"))
+    assert source.count(before) == 1, before
+    return source.replace(before, after)
+
+
+def test_every_exercise_has_a_command_a_hint_and_an_answer():
+    assert list(EXERCISES) == list(ANSWERS) == list(range(1, 10))
+    for text in EXERCISES.values():
+        assert len(blocks(text, "console")) == 1 and text.count("*Hint.*") == 1
+
+
+@pytest.mark.parametrize("number", EXERCISES)
+def test_the_answer_of_an_exercise_prints_what_it_says(number, shell, tmp_path):
+    (line, expected), = re.findall(r"(?m)^\$ (.*)\n((?:.*\n)*)", blocks(EXERCISES[number], "console")[0])
     source = page("plain.py")
-    assert source.count(before) == 1
-    names = {"__name__": "plain", "__file__": os.path.join(HERE, "plain.py")}
-    exec(compile(source.replace(before, after), "plain.py", "exec"), names)
-    return names
+    for diff in blocks(ANSWERS[number], "diff"):
+        source = patched(source, diff)
+    (tmp_path / "mine.py").write_text(source)
+    for program in blocks(ANSWERS[number], "python"):
+        (tmp_path / re.search(r"\w+\.py", line)[0]).write_text(program)
+    if "my-llama" in line:
+        with contextlib.closing(Checkpoint(MODEL)) as checkpoint:
+            as_folder(tmp_path / "my-llama", checkpoint)
+    assert shell(line) == expected
 
 
-def told(names, steps):
-    """The likeliest tokens that a changed plain.py tells."""
-    out = io.TextIOWrapper(io.BytesIO())
-    with contextlib.redirect_stdout(out):
-        names["main"]("1", "", steps=steps, temperature=0)
-    out.flush()
-    return out.buffer.getvalue().decode().rstrip("\n")
+def test_a_wrong_order_of_the_rows_is_seen_in_exercise_9(shell, tmp_path):
+    (program,) = blocks(ANSWERS[9], "python")
+    (tmp_path / "folder.py").write_text(program.replace("neighbours(rows, m.hs)", "rows"))
+    with contextlib.closing(Checkpoint(MODEL)) as checkpoint:
+        as_folder(tmp_path / "my-llama", checkpoint)
+    assert shell("python3 folder.py my-llama") == "3 tokens: the logits differ\n"
 
 
-def likeliest():
-    model, tokenizer = plain.Model(MODEL), plain.Tokenizer(TOKENIZER, 512)
-    for pos, token in enumerate(tokenizer.encode("Once upon a time, there was a little")):
-        logits = plain.forward(model, token, pos)
-    p = plain.softmax(logits)
-    best = sorted(range(512), key=lambda token: -p[token])[:5]
-    return ", ".join(f'"{tokenizer.pieces[token].decode()}" {p[token]:.3f}' for token in best)
+def surprises(tokens):
+    """-log p of each target, in nats."""
+    model, found = plain.Model(MODEL), []
+    for pos, target in enumerate(tokens[1:]):
+        p = plain.softmax(plain.forward(model, tokens[pos], pos))
+        found.append(-math.log(p[target]))
+    return found
 
 
-def losses():
-    model, tokenizer, found = plain.Model(MODEL), plain.Tokenizer(TOKENIZER, 512), []
+def encoded(text):
+    return plain.Tokenizer(TOKENIZER, 512).encode(text)
+
+
+def test_what_the_exercises_say_of_the_loss_is_so():
     for text in "Lily went to the park with her mom.", "Lily went to the mom with her park.":
-        tokens, loss = tokenizer.encode(text), 0.0
-        for pos, token in enumerate(tokens[:-1]):
-            loss -= math.log(plain.softmax(plain.forward(model, token, pos))[tokens[pos + 1]])
-        found.append(f"{loss / (len(tokens) - 1):.2f}")
-    return ", ".join(found)
+        assert len(encoded(text)) == 14
+    tokens = encoded("Lily went")
+    assert plain.Tokenizer(TOKENIZER, 512).pieces[tokens[-1]] == b" went"
+    assert f"{surprises(tokens)[-1]:.2f} nats for ` went` alone" in ANSWERS[7]
+    assert f"{math.log(2):.2f} if it gave one half, {math.log(512):.2f} if" in EXERCISES[7]
 
 
-SOLUTIONS = [
-    lambda: told(vars(plain), 16),
-    lambda: told(changed("for l in range(m.n_layers):\n        n =", "for l in 0, 1, 3, 4:\n        n ="), 16),
-    lambda: told(changed("    turned = list(x)\n", "    return x\n    turned = list(x)\n"), 32),
-    lambda: told(changed(
-        "    weights = softmax([r(dot", "    keys, values = keys[-4:], values[-4:]\n    weights = softmax([r(dot"), 24),
-    likeliest,
-    losses,
-]
+def test_what_the_answers_say_of_other_changes_is_so(tmp_path, shell):
+    def told(before, after, steps):
+        (tmp_path / "mine.py").write_text(page("plain.py").replace(before, after))
+        return shell(f"python3 -c 'import mine; mine.main(\"1\", \"\", steps={steps}, temperature=0)'").rstrip("\n")
+
+    layers = "for l in range(m.n_layers):"
+    assert f"`{told(layers, 'for l in 0, 1, 2, 4:', 16)}`" in ANSWERS[2]
+    assert "`There notenenenen..`" in ANSWERS[2] and told(layers, "for l in 0, 1, 2, 3:", 16).startswith(
+        "There notenenenen")
+    one_pair = told("    for i in range(0, hs, 2):\n        angle", "    for i in [2]:\n        angle", 32)
+    assert one_pair.endswith("His name was Jack. One day, Jack went to the p")
 
 
-@pytest.mark.parametrize("number", range(6))
-def test_the_exercises_print_what_it_says(number):
-    (expected,) = re.findall(rf"^\| {number + 1}\. .* \| `(.*)` \|$", page("docs/exercises.md"), re.M)
-    assert SOLUTIONS[number]() == expected
+def test_the_last_layer_adds_more_than_all_before_it():
+    model, lengths = plain.Model(MODEL), {}
+
+    def see(layer, op, values):
+        lengths[layer, op] = math.hypot(*values)
+        return values
+
+    for pos, token in enumerate(encoded("Once upon")):
+        plain.forward(model, token, pos, see)
+    before, after = round(lengths[3, "ffn_residual"]), round(lengths[4, "ffn_residual"])
+    assert f"the stream has length {before} before it, and {after} after it" in ANSWERS[2]
+
+
+def test_without_rope_me_is_impossible_after_na(monkeypatch):
+    tokens = encoded("Once upon a time, there was a little boy. His name")
+    assert f"{math.exp(-surprises(tokens)[-1]):.2f} there" in ANSWERS[3]
+    monkeypatch.setattr(plain, "rope", lambda x, *_: x)
+    assert f"without it {math.exp(-surprises(tokens)[-1]):.2f}" in ANSWERS[3]
+
+
+@pytest.mark.parametrize("first, last, told", [
+    (0, 1000, "{} nats with all positions"), (0, 4, "{} with the last four"),
+    (1, 3, "{} with BOS and the last three"), (2, 3, "and {}\nwith position 1 in place of BOS")])
+def test_what_the_answers_say_of_forgetting_is_so(first, last, told, monkeypatch):
+    attend = plain.attend
+
+    def forgets(q, keys, values):
+        """first: 1 keeps BOS as well, 2 keeps position 1."""
+        kept = [i for i in range(len(keys)) if i == first - 1 or i >= len(keys) - last or len(keys) <= last + first - 1]
+        return attend(q, [keys[i] for i in kept], [values[i] for i in kept])
+
+    monkeypatch.setattr(plain, "attend", forgets)
+    found = surprises(encoded(STORY)[:80])
+    assert told.format(f"{sum(found) / 79:.2f}") in ANSWERS[5]
