@@ -210,15 +210,44 @@ def test_where_the_likeliest_is_taken_nothing_was_drawn(tmp_path, temperature):
     assert not any("kept" in step for step in data["steps"])
 
 
-WORDS = ["head", "layer", "top-p", "BOS", "temperature", "residual stream", "logit lens"]
+WORDS = ["token", "prompt", "layer", "residual stream", "embedding", "attention", "feed-forward", "norm", "classifier",
+         "logits", "probability", "temperature", "top-p", "coin", "seed", "logit lens", "head", "query, key, value",
+         "position", "BOS", "hash", "head of a log"]
+WORD = r"<details><summary>(.*?)</summary> (.*?) <code>(\w+)\.py: (\w+)</code></details>"
 
 
-@pytest.mark.parametrize("word", WORDS)
-def test_a_word_that_a_student_does_not_know_has_one_sentence_and_its_function(word):
-    found = re.findall(rf"<details><summary>{word}</summary>(.*?)</details>", MARKUP, re.S)
-    assert len(found) == 1
-    sentence, function = re.fullmatch(r"(.*) <code>plain\.py: (\w+)</code>", found[0].strip(), re.S).groups()
-    assert sentence.endswith(".") and 40 < len(sentence) < 200 and callable(getattr(plain, function))
+def test_a_word_that_a_student_does_not_know_has_one_sentence_and_its_function():
+    found = re.findall(WORD, MARKUP, re.S)
+    assert sorted(word for word, *_ in found) == sorted(WORDS) and MARKUP.count("<details") == len(WORDS)
+    for word, sentence, module, function in found:
+        said = " ".join(sentence.split())
+        assert said.endswith(".") and not re.search(r"[.?!] ", said) and 40 < len(said) < 200, word
+        assert callable(getattr({"plain": plain, "merkle": merkle}[module], function))
+
+
+# What somebody asks who has never seen a transformer -> the parts that answer, and a word of the answer
+QUESTIONS = {
+    "What am I looking at?": ("intro", "how probable each token is to come next"),
+    "Why are there pieces of words?": ("s-text", "A frequent piece of text"),
+    "Which part did a human write?": ("s-text", "Grey tokens were given"),
+    "Where was it sure, and where not?": ("s-text", "The more orange a token, the less probable it was"),
+    "What else could have come here?": ("s-next", "outside of top-p"),
+    "Why was the likeliest token not taken?": ("s-next", "it falls on a token as often as that is probable"),
+    "Would it tell this again?": ("s-next", "with the same seed the same story is told again"),
+    "What do the layers do?": ("s-net", "its heads fetch from earlier positions"),
+    "When did it know the answer?": ("s-lens", "the guess so far"),
+    "At what did it look?": ("s-att", "How much each position so far counted when this token was predicted"),
+    "Why does it look at BOS, which is no word?": ("s-att", "can rest there"),
+    "How do I know that nobody changed it?": ("s-log", "notices any change in the log"),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_question_of_somebody_new_is_answered_where_he_would_look(question):
+    part, answer = QUESTIONS[question]
+    inside = MARKUP.split(f'id="{part}"', 1)[1]
+    inside = re.split("</p>" if part == "intro" else "</section>", inside)[0]
+    assert answer in " ".join(re.sub("<[^>]*>", "", inside).split())
 
 
 def test_without_its_script_a_page_says_what_is_missing():
@@ -615,6 +644,21 @@ def test_it_opens_at_the_step_and_the_head_with_the_most_to_see(story, tmp_path)
 
 @pytest.mark.slow
 @needs_browser
+def test_a_chosen_token_is_the_more_orange_the_less_probable_it_was(story, tmp_path):
+    result = browse(story[0], """
+        result = tokens.map(token => [+(getComputedStyle(token).backgroundColor.match(/^rgba.*, (.*)\\)/)?.[1] ?? 1),
+                                      token.ariaPressed]);
+        """, tmp_path)
+    data = data_of(story[0].read_text(encoding="utf-8"))
+    for i, (alpha, pressed) in enumerate(result):
+        p = dict(token[:2] for token in data["steps"][i]["top"]).get(next_of(data, i), 0)
+        expected = 1 if pressed == "true" else 0 if i < 2 else 0.4 * (1 - p)  # the prompt has two tokens
+        assert alpha == pytest.approx(expected, abs=0.005), i
+    assert len({alpha for alpha, _ in result}) > 5
+
+
+@pytest.mark.slow
+@needs_browser
 def test_the_map_of_the_network_leads_to_its_parts(story, tmp_path):
     result = browse(story[0], """
         const near = id => Math.abs($(id).getBoundingClientRect().top) < 120;
@@ -679,11 +723,11 @@ CONTRAST = """
         const [x, y] = [light(a), light(b)].sort((p, q) => q - p);
         return (x + 0.05) / (y + 0.05);
     };
-    const ground = element => {
-        for (let at = element; at; at = at.parentElement) {
-            const colour = numbers(getComputedStyle(at).backgroundColor);
-            if (colour[3] !== 0) return colour;
-        }
+    const ground = element => {  // what shines through is mixed with what is below
+        const [r, g, b, alpha = 1] = numbers(getComputedStyle(element).backgroundColor);
+        if (alpha === 1) return [r, g, b];
+        const below = ground(element.parentElement);
+        return [r, g, b].map((c, i) => alpha * c + (1 - alpha) * below[i]);
     };
     """
 

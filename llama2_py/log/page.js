@@ -8,10 +8,9 @@ let data;
 
 // ---- SHA-256 (FIPS 180-4). Its constants are the first bits of the fractional parts of roots of primes.
 const ROUND = [], START = [];
-for (let n = 2; ROUND.length < 64; n++) {
-  let prime = true;
-  for (let d = 2; d * d <= n; d++) if (n % d === 0) prime = false;
-  if (!prime) continue;
+for (let n = 2, primes = []; ROUND.length < 64; n++) {
+  if (primes.some(prime => n % prime === 0)) continue;
+  primes.push(n);
   const bits = x => Math.floor((x - Math.floor(x)) * 2 ** 32) | 0;
   if (START.length < 8) START.push(bits(Math.sqrt(n)));
   ROUND.push(bits(Math.cbrt(n)));
@@ -44,34 +43,18 @@ function sha256(message) {
 }
 const hex = bytes => Array.from(bytes, b => b.toString(16).padStart(2, "0")).join("");
 const unhex = text => Uint8Array.from(text.match(/../g), pair => parseInt(pair, 16));
-function joined(first, ...parts) {
-  const out = new Uint8Array(1 + parts.reduce((n, p) => n + p.length, 0));
-  out[0] = first;
-  let at = 1;
-  for (const part of parts) { out.set(part, at); at += part.length; }
-  return out;
-}
+const joined = (first, ...parts) => Uint8Array.from([first, ...parts.flatMap(part => [...part])]);
 const leafHash = line => sha256(joined(0, new TextEncoder().encode(line)));
 const nodeHash = (left, right) => sha256(joined(1, left, right));
 
 // ---- The tree of RFC 6962: the left half of n leaves has the largest power of two below n.
 const hashes = new Map();
+const half = n => 2 ** (31 - Math.clz32(n - 1));
 function subtree(low, high) {
-  const key = low + ":" + high;
-  if (!hashes.has(key)) {
-    if (high - low === 1) {
-      hashes.set(key, unhex(data.leaves[low]));
-    } else {
-      const middle = low + half(high - low);
-      hashes.set(key, nodeHash(subtree(low, middle), subtree(middle, high)));
-    }
-  }
+  const key = low + ":" + high, middle = low + half(high - low);
+  if (!hashes.has(key)) hashes.set(key, high - low === 1 ? unhex(data.leaves[low]) :
+    nodeHash(subtree(low, middle), subtree(middle, high)));
   return hashes.get(key);
-}
-function half(n) {
-  let k = 1;
-  while (2 * k < n) k *= 2;
-  return k;
 }
 function path(index) {  // from the leaf up: the sibling, and whether it is on the left
   const found = [];
@@ -206,6 +189,8 @@ function drawText() {
     button.role = "button";
     button.ariaPressed = "false";
     on(button, "click", () => choose(i));
+    const [, p] = data.steps?.[i].top.find(c => c[0] === events[i].next) ?? [0, +!data.steps];
+    button.style.setProperty("--surprise", 1 - p);
     $("text").append(button);
     if (pieces[i].endsWith("\n")) $("text").append(element("br"));
     return button;
@@ -337,7 +322,7 @@ function drawMap() {
   drawHead(weightsOf(layer, headNumber));
 }
 function drawHead(own) {
-  const order = [...own.keys()].sort((a, b) => own[b] - own[a] || a - b);
+  const order = [...own.keys()].sort((a, b) => own[b] - own[a]);  // stable
   tokens.forEach((button, i) => {  // the button shows the token that position i + 1 reads
     button.style.boxShadow = i < chosen ? `0 .2em 0 rgba(var(--fill),${Math.sqrt(own[i + 1])})` : "";
   });
@@ -464,7 +449,7 @@ function begin() {
   data.steps?.forEach(checkSeen);
   say("about", `${events.length} steps of a model with ${layers} layers and ${heads} heads`);
   if (!data.steps) document.title = document.querySelector("h1").textContent = "A Llama's log";
-  show({ model: data.steps, seen: data.steps });
+  show({ model: data.steps, seen: data.steps, intro: data.steps });
   drawHeader();
   drawText();
   if (data.steps) { buildNet(); listenToMap(); }
