@@ -346,7 +346,7 @@ def run(arguments):
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # for Python writes what is left once more, at its end
+        # or Python, at its end, would try once more to write what is left, and fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except (ArithmeticError, ValueError, OSError) as error:

@@ -33,6 +33,9 @@ STORIES = os.path.join(HERE, "llama2_py", "stories")
 FLAT = 0.02   # the least height of a bar, where the largest is 1
 GAP = 0.6     # between groups of bars, each of which is 1 wide
 
+# Tokens of Python -> how they are coloured; from 3.12 on an f-string is several tokens
+KINDS = {"STRING": "s", "FSTRING_START": "s", "FSTRING_MIDDLE": "s", "FSTRING_END": "s", "NUMBER": "n", "COMMENT": "c"}
+
 # What a paragraph of plain.py begins with if it gives a reason
 REASONS = r"\b(Why[^:.?]*:|Causality:|In numbers:)"
 
@@ -155,15 +158,17 @@ def kind_of(token: tokenize.TokenInfo, before: str) -> str:
     """The class of a token: keyword, string, number, comment, defined name; or none."""
     if token.type == tokenize.NAME:
         return "k" if keyword.iskeyword(token.string) else "d" if before in ("def", "class") else ""
-    return {tokenize.STRING: "s", tokenize.NUMBER: "n", tokenize.COMMENT: "c"}.get(token.type, "")
+    return KINDS.get(tokenize.tok_name[token.type], "")
 
 
 def coloured(line: str, spans: Sequence[tuple[int, int, str]]) -> str:
+    """A line of code with its colours."""
     parts, at = [], 0
     for start, end, kind in spans:
         parts += [html.escape(line[at:start]), f'<i class="{kind}">{html.escape(line[start:end])}</i>']
         at = end
-    return "".join(parts) + html.escape(line[at:])
+    parts.append(html.escape(line[at:]))
+    return re.sub(r"([(\[])", r"\1<wbr>", "".join(parts))  # where a line that is too long may break
 
 
 def code(numbers: Sequence[int], lines: Sequence[str], spans: dict[int, list[tuple[int, int, str]]]) -> str:
