@@ -20,11 +20,11 @@ import sys
 from decimal import Decimal, localcontext
 from pathlib import Path
 
-# Numbers. Each is a float32, of 24 bits, held in one of Python's floats, which have 53. One
-# + - * / or sqrt in Python, rounded by r, gives what a float32 processor gives. A long sum is
-# different: if every partial sum is rounded, the result depends on the order of the terms. So
-# fsum adds exactly and rounds once, to 53 bits, and r rounds to 24. Then the order does not
-# matter, and every machine gets the same bits.
+# Numbers. Each is a float32, of 24 bits, held in one of Python's floats, which have 53. Where
+# Python does a single + - * / or sqrt and r rounds, a float32 processor gets the same bits. A
+# long sum is different: if every partial sum is rounded, the order of the terms matters. So
+# fsum adds exactly and rounds once, to 53 bits, and then r rounds to 24. With that every
+# machine, in any order, gets the same bits.
 
 def r(x):
     """A number -> the float32 nearest to it."""
@@ -81,7 +81,7 @@ class Model:
         dim, hidden, self.n_layers, self.n_heads, self.n_kv_heads, vocab, self.seq_len = shape
         self.vocab = abs(vocab)
         self.hs = dim // self.n_heads
-        self.epsilon = 1e-5    # other Llamas have other values of both
+        self.epsilon = 1e-5    # both differ in other Llamas
         self.theta = 10000.0
         kv_dim = self.n_kv_heads * self.hs  # the length of a position's keys, all heads together
         numbers = iter(struct.unpack_from(f"<{len(data) // 4 - 7}f", data, 28))
