@@ -1,5 +1,6 @@
 """Tests of the pages: every command prints what they say, every example works."""
 import contextlib
+import json
 import math
 import os
 import re
@@ -15,7 +16,7 @@ import plain
 from llama2_py.engine.checkpoint import Checkpoint
 from llama2_py.log import formats
 from tests.helpers import HERE, MODEL, STORY, TOKENIZER
-from tests.test_huggingface import as_folder
+from tests.test_huggingface import as_folder, random_tensors, write_folder
 
 pytestmark = pytest.mark.slow
 
@@ -171,12 +172,28 @@ def test_the_answer_of_an_exercise_prints_what_it_says(number, shell, tmp_path):
     assert shell(line) == expected
 
 
-def test_a_wrong_order_of_the_rows_is_seen_in_exercise_9(shell, tmp_path):
+@pytest.mark.parametrize("fields, change, told", [
+    ({"rms_norm_eps": 1e-6, "rope_theta": 500.0}, "", "all logits are the same"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, "", "all logits are the same"),
+    ({}, "neighbours(rows, m.hs)", "the logits differ"), ({"rope_theta": 500.0}, "10000.0)\n", "the logits differ")])
+def test_the_answer_of_exercise_9_reads_any_folder_and_sees_a_mistake(fields, change, told, shell, tmp_path):
     (program,) = blocks(ANSWERS[9], "python")
-    (tmp_path / "folder.py").write_text(program.replace("neighbours(rows, m.hs)", "rows"))
+    wrong = {"": "", "neighbours(rows, m.hs)": "rows", "10000.0)\n": "10000.0) + 1\n"}
+    assert change in program
+    (tmp_path / "folder.py").write_text(program.replace(change, wrong[change]) if change else program)
     with contextlib.closing(Checkpoint(MODEL)) as checkpoint:
         as_folder(tmp_path / "my-llama", checkpoint)
-    assert shell("python3 folder.py my-llama") == "3 tokens: the logits differ\n"
+    config = tmp_path / "my-llama" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **fields}))
+    assert shell("python3 folder.py my-llama") == f"3 tokens: {told}\n"
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_the_answer_of_exercise_9_reads_both_types(dtype, shell, tmp_path):
+    (program,) = blocks(ANSWERS[9], "python")
+    (tmp_path / "folder.py").write_text(program)
+    write_folder(tmp_path / "my-llama", tensors=random_tensors(dtype=dtype))
+    assert shell("python3 folder.py my-llama") == "3 tokens: all logits are the same\n"
 
 
 def surprises(tokens):
