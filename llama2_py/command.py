@@ -45,10 +45,12 @@ LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama
 NEEDS = {"trace_level": "trace", "verify_iteration": "verify", "root": "verify", "text": "verify",
          "precision": "compare", "budget": "compare", "json": "compare"}
 WRITTEN = ("trace", "logits", "dump", "page")
-APART = {"verify": (*WRITTEN, "compare"), "input_prompt": ("tokens",), "compare": WRITTEN,
-         "explain_text": ("verify", *WRITTEN, "compare")}
+COMPARED = ("compare", "compare_text", "compare_tokens")
+APART = {"verify": (*WRITTEN, *COMPARED), "input_prompt": ("tokens",), "compare": (*WRITTEN, *COMPARED[1:]),
+         "compare_text": (*WRITTEN, "compare_tokens"), "compare_tokens": WRITTEN,
+         "explain_text": ("verify", *WRITTEN, *COMPARED)}
 MAX_BUDGET = 10**6  # seconds
-NOT_IN_CHAT = (*WRITTEN, "verify", "compare", "tokens")
+NOT_IN_CHAT = (*WRITTEN, "verify", *COMPARED, "tokens")
 
 
 def make_parser() -> console.Parser:
@@ -86,6 +88,8 @@ def make_parser() -> console.Parser:
         "float32)")
     add("--budget", type=float, metavar="SECONDS", help="for the search for the mistake (default: 20)")
     add("--json", action="store_true", default=None, help="print the verdict as one JSON object")
+    add("--compare-text", metavar="FILE", help="another program's text, of these options: rounding, or a bug?")
+    add("--compare-tokens", type=console.tokens, metavar="LIST", help="the same of its tokens: 1,403,407")
     add("--page", metavar="FILE", help="write the run as a page of HTML, to look at")
     add("--version", action="version", version=f"{PROGRAM} {VERSION}")
     return parser
@@ -115,6 +119,18 @@ def faults_of_mode(args: argparse.Namespace) -> str | None:
     if args.compare is not None and (args.temperature or args.workers > 1):
         return ("--compare takes the likeliest tokens, in one process: no --temperature and no --workers; give "
                 "the tokens of any other text with --tokens")
+    return faults_of_text(args)
+
+
+def faults_of_text(args: argparse.Namespace) -> str | None:
+    """What a text of another program cannot be judged by."""
+    if args.compare_text is None and args.compare_tokens is None:
+        return None
+    if args.workers > 1 or args.like == "runq":
+        return ("--compare-text and --compare-tokens judge float32 programs, in one process: no --workers, and no "
+                "--like runq")
+    if args.temperature != 0 and not args.seed:
+        return "--compare-text and --compare-tokens: give the seed (-s) that the text was sampled with, or -t 0"
     return None
 
 
@@ -343,6 +359,27 @@ def compare(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
     return 0 if consistent else 1
 
 
+def compare_text(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
+    """Judge another program's text or tokens by the choices that made it -> the exit code."""
+    from llama2_py.doctor import text_report
+    llama2.check_length(run.tokens, run.transformer)
+    with contextlib.ExitStack() as models:  # the verdict is about exact arithmetic, whatever --like says
+        exact = models.enter_context(llama2.Transformer(run.path)) if run.like else run.transformer
+        steps = run.steps if args.steps is not None else run.transformer.config.seq_len
+        consistent = text_report.judge(exact, run.tokenizer, run.sampler, run.tokens, steps, source_of(run, args), out)
+    run.transformer.checkpoint.check_unchanged()
+    return 0 if consistent else 1
+
+
+def source_of(run: Run, args: argparse.Namespace) -> Any:
+    """What the other program has written."""
+    from llama2_py.doctor import written
+    if args.compare_tokens is not None:
+        return written.Listed(args.compare_tokens, run.tokens, run.transformer.config.vocab_size)
+    path = args.compare_text
+    return written.Written(path, console.read_file(path, written.LONGEST), run.tokens, run.tokenizer)
+
+
 def sinks_of(run: Run, args: argparse.Namespace, out: BinaryIO) -> tuple[list, list[Callable]]:
     """What takes the steps of a run, the printed text first; and the observers of its operations."""
     sinks: list = [console.Text(out, run.like, run.transformer.config.must_end)]
@@ -447,8 +484,18 @@ def dispatch(args: argparse.Namespace, out: BinaryIO) -> int:
         if run.tokenizer.more:
             console.say(f"warning: {run.tokenizer.path} has more tokens than the {len(run.tokenizer.vocab)} of the "
                         "model: is it the model's own?")
-        do = converse if args.mode == "chat" else tell if args.compare is None else compare
-        return do(run, args, out)
+        return action(args)(run, args, out)
+
+
+def action(args: argparse.Namespace) -> Callable:
+    """What is to be done with a run."""
+    if args.mode == "chat":
+        return converse
+    if args.compare is not None:
+        return compare
+    if args.compare_text is not None or args.compare_tokens is not None:
+        return compare_text
+    return tell
 
 
 def verify_by(args: argparse.Namespace) -> tuple[Trace, verification.Verdict]:
