@@ -119,18 +119,9 @@ def faults_of_mode(args: argparse.Namespace) -> str | None:
     if args.compare is not None and (args.temperature or args.workers > 1):
         return ("--compare takes the likeliest tokens, in one process: no --temperature and no --workers; give "
                 "the tokens of any other text with --tokens")
-    return faults_of_text(args)
-
-
-def faults_of_text(args: argparse.Namespace) -> str | None:
-    """What a text of another program cannot be judged by."""
-    if args.compare_text is None and args.compare_tokens is None:
-        return None
-    if args.workers > 1 or args.like == "runq":
-        return ("--compare-text and --compare-tokens judge float32 programs, in one process: no --workers, and no "
-                "--like runq")
-    if args.temperature != 0 and not args.seed:
-        return "--compare-text and --compare-tokens: give the seed (-s) that the text was sampled with, or -t 0"
+    if args.compare_text is not None or args.compare_tokens is not None:
+        from llama2_py.doctor import text_report
+        return text_report.fault(args)
     return None
 
 
@@ -359,27 +350,6 @@ def compare(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
     return 0 if consistent else 1
 
 
-def compare_text(run: Run, args: argparse.Namespace, out: BinaryIO) -> int:
-    """Judge another program's text or tokens by the choices that made it -> the exit code."""
-    from llama2_py.doctor import text_report
-    llama2.check_length(run.tokens, run.transformer)
-    with contextlib.ExitStack() as models:  # the verdict is about exact arithmetic, whatever --like says
-        exact = models.enter_context(llama2.Transformer(run.path)) if run.like else run.transformer
-        steps = run.steps if args.steps is not None else run.transformer.config.seq_len
-        consistent = text_report.judge(exact, run.tokenizer, run.sampler, run.tokens, steps, source_of(run, args), out)
-    run.transformer.checkpoint.check_unchanged()
-    return 0 if consistent else 1
-
-
-def source_of(run: Run, args: argparse.Namespace) -> Any:
-    """What the other program has written."""
-    from llama2_py.doctor import written
-    if args.compare_tokens is not None:
-        return written.Listed(args.compare_tokens, run.tokens, run.transformer.config.vocab_size)
-    path = args.compare_text
-    return written.Written(path, console.read_file(path, written.LONGEST), run.tokens, run.tokenizer)
-
-
 def sinks_of(run: Run, args: argparse.Namespace, out: BinaryIO) -> tuple[list, list[Callable]]:
     """What takes the steps of a run, the printed text first; and the observers of its operations."""
     sinks: list = [console.Text(out, run.like, run.transformer.config.must_end)]
@@ -494,7 +464,8 @@ def action(args: argparse.Namespace) -> Callable:
     if args.compare is not None:
         return compare
     if args.compare_text is not None or args.compare_tokens is not None:
-        return compare_text
+        from llama2_py.doctor import text_report
+        return text_report.compare
     return tell
 
 

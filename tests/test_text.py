@@ -147,7 +147,8 @@ PROMPT = b"Once upon a time"
     (b" " + STORY, 4), (STORY[16:], 4), (b" " + STORY[16:], 4), (STORY[17:], 5), (STORY[18:], 5)])
 def test_a_text_may_be_printed_in_many_ways(told, prompt):
     tokenizer = llama2.Tokenizer(TOKENIZER, 512)
-    source = Written("text", told, [1, *STORY_TOKENS[:prompt]], tokenizer)
+    beginning = [tokenizer.decode(a, b) for a, b in zip([1, *STORY_TOKENS], STORY_TOKENS[:prompt], strict=False)]
+    source = Written("text", told, b"".join(beginning), tokenizer)
     place = source.start
     for token in STORY_TOKENS[prompt:]:
         assert not source.is_done(place)
@@ -164,7 +165,6 @@ def test_a_text_is_judged_by_its_options(tmp_path, capfdbinary, options):
     (tmp_path / "text").write_bytes(STORY.replace(b"boy", b"bug"))
     code, out, _ = command(capfdbinary, "-t", "0", *options, "--compare-text", tmp_path / "text")
     assert code == 1 and out.startswith(b"a mistake, not rounding: step 9 is impossible: ")
-    assert b'\nstep 9: 418 " b" there, 419 " bo" here: ' in out or b"there, 419" in out
 
 
 def test_a_text_that_goes_on_after_its_steps_is_judged_up_to_there(tmp_path, capfdbinary):
@@ -274,7 +274,7 @@ def test_a_text_is_cut_into_the_tokens_that_keep_the_rest_possible(noise_of_one,
     ab, a, b, c = (tokenizer.tokens[piece] for piece in (b"ab", b"a", b"b", b"c"))
     rows = {(1,): {ab: 200001.0, a: 200000.0}, (1, a): {b: 200000.0}, (1, a, b): {c: 200000.0},
             (1, ab): {D: 300000.0}}
-    source = Written("text", b"abc\n", [1], tokenizer)
+    source = Written("text", b"abc\n", b"", tokenizer)
     walk = text.walk_along(Told(rows), [1], 3, text.Greedy(), source)
     assert walk.tokens == [1, a, b, c] and walk.end is text.End.WHOLE
     assert walk.parted == [text.Parted(0, ab, a, 1.0)]

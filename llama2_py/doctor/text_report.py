@@ -1,14 +1,54 @@
 """What the doctor says of a text: the verdict, what it rests on, what a text does not show, what to do next."""
+import argparse
+import contextlib
 from collections.abc import Iterator
 from math import isinf
 from typing import Any, BinaryIO
 
+import llama2
+from llama2_py import console
 from llama2_py.console import printable
 from llama2_py.doctor.text import LIMIT, End, Greedy, Parted, Program, Sampling, Verdict, Walk, walk_along
-from llama2_py.doctor.written import Source
+from llama2_py.doctor.written import LONGEST, Listed, Source, Written
 from llama2_py.engine.coins import GENERATORS
 
 SHOWN = 10  # ties at most, of which each has a line
+
+
+# ----------------------------------------------------------------------------
+# For the command line
+
+
+def fault(args: argparse.Namespace) -> str | None:
+    """What a text cannot be judged by."""
+    if args.workers > 1 or args.like == "runq":
+        return ("--compare-text and --compare-tokens judge float32 programs, in one process: no --workers, and no "
+                "--like runq")
+    if args.temperature != 0 and not args.seed:
+        return "--compare-text and --compare-tokens: give the seed (-s) that the text was sampled with, or -t 0"
+    return None
+
+
+def compare(run: Any, args: argparse.Namespace, out: BinaryIO) -> int:
+    """Judge the text or the tokens that the options name -> the exit code. run: command.Run, of the same options."""
+    llama2.check_length(run.tokens, run.transformer)
+    source = source_of(run, args)
+    steps = run.steps if args.steps is not None else run.transformer.config.seq_len
+    with contextlib.ExitStack() as models:  # the verdict is about exact arithmetic, whatever --like says
+        exact = models.enter_context(llama2.Transformer(run.path)) if run.like else run.transformer
+        consistent = judge(exact, run.tokenizer, run.sampler, run.tokens, steps, source, out)
+    run.transformer.checkpoint.check_unchanged()
+    return 0 if consistent else 1
+
+
+def source_of(run: Any, args: argparse.Namespace) -> Source:
+    """What the other program has written."""
+    if args.compare_tokens is not None:
+        return Listed(args.compare_tokens, run.tokens, run.transformer.config.vocab_size)
+    prompt = run.beginning()
+    for previous, token in zip(run.tokens, run.tokens[1:], strict=False):
+        prompt += run.tokenizer.decode(previous, token)
+    return Written(args.compare_text, console.read_file(args.compare_text, LONGEST), prompt, run.tokenizer)
 
 
 def judge(model, tokenizer, sampler, prompt: list[int], steps: int, source: Source, out: BinaryIO) -> bool:
@@ -47,6 +87,10 @@ def other_programs(sampler, prompt: list[int]) -> Iterator[tuple[str, Program]]:
         yield "it samples from all tokens (-p 1)", Sampling(temperature, 1.0, seed, rng)
     if temperature != 1:
         yield "it leaves the temperature out (-t 1)", Sampling(1.0, p, seed, rng)
+
+
+# ----------------------------------------------------------------------------
+# The lines
 
 
 def report(walk: Walk, tokenizer: Any) -> Iterator[str]:

@@ -5,7 +5,6 @@
 """
 import re
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any, Protocol
 
 from llama2_py.console import need, printable
@@ -75,10 +74,9 @@ class Written:
 
     start = 0, -1
 
-    def __init__(self, path: str, data: bytes, prompt: Sequence[int], tokenizer: Any):
-        """prompt: its tokens. Raises ValueError, naming the file, for what is no text."""
-        told = b"".join(tokenizer.decode(first, second) for first, second in pairwise(prompt))
-        self.texts = list(dict.fromkeys(beginnings(cleaned(path, data), told)))
+    def __init__(self, path: str, data: bytes, prompt: bytes, tokenizer: Any):
+        """prompt: as a run prints it. Raises ValueError, naming the file, for what is no text."""
+        self.texts = list(dict.fromkeys(beginnings(cleaned(path, data), prompt)))
         self.pieces = Pieces(tokenizer)
 
     def options(self, place: Place) -> dict[int, Place]:
