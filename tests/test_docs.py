@@ -14,6 +14,7 @@ import pytest
 import llama2
 import plain
 from llama2_py.engine.checkpoint import Checkpoint
+from llama2_py.engine.graph import OPERATIONS, OUTSIDE
 from llama2_py.log import formats
 from tests.helpers import HERE, MODEL, STORY, TOKENIZER
 from tests.test_huggingface import as_folder, random_tensors, write_folder
@@ -124,6 +125,28 @@ def test_the_writers_of_the_porters_page_write_records(tmp_path, language):
     subprocess.run(run, shell=True, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, **cache})
     assert (tmp_path / "out").read_bytes() == (
         b"1 0 q 3\n" + struct.pack("<3f", 1, 2.5, -3) + b"1 -1 logits 2\n" + struct.pack("<2f", 1, 2.5))
+
+
+def test_the_test_of_the_porters_page_passes_and_fails_as_it_says(tmp_path):
+    example, _ = re.findall(r"```py\n(.*?)```", page("docs/porting.md"), re.S)
+    model = plain.Model(MODEL)
+
+    def my_port(tokens):
+        return [plain.forward(model, token, pos) for pos, token in enumerate(tokens)]
+
+    names = {"my_port": my_port}
+    exec(example.replace('"model.bin"', repr(MODEL)), names)
+    names["test_my_port"]()
+    model.epsilon = 1e-6
+    (expected,) = re.findall(r"# AssertionError: (.*)", example)
+    with pytest.raises(AssertionError) as error:
+        names["test_my_port"]()
+    assert str(error.value).splitlines()[0] == expected
+
+
+def test_llama_cpps_names_stand_for_all_operations():
+    names = re.findall(r'\{"\w+", "(\w+)"\}', page("docs/llama_cpp_record.cpp"))
+    assert set(names) == {*OPERATIONS, *OUTSIDE}
 
 
 # ----------------------------------------------------------------------------
