@@ -23,7 +23,8 @@ static bool see(ggml_tensor *t, bool ask, void *data) {
     size_t dash = full.rfind('-');
     if (dash != std::string::npos) layer = full.substr(dash + 1);
     auto name = NAMES.find(full.substr(0, dash));
-    if (name == NAMES.end()) return !ask;
+    bool is_view = layer.find(' ') != std::string::npos;  // as "Qcur-3 (reshaped)"
+    if (name == NAMES.end() || is_view) return !ask;
     if (ask) return true;
     std::string op = name->second;
     std::vector<float> x(ggml_nelements(t));

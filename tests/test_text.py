@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import subprocess
+import time
 from array import array
 from types import SimpleNamespace
 
@@ -175,6 +176,17 @@ def test_a_text_that_goes_on_after_its_steps_is_judged_up_to_there(tmp_path, cap
     assert lines[1].startswith("the text goes on after the 8 steps that were judged (-n): ")
 
 
+def test_a_text_of_which_no_step_is_left_cannot_be_told(run, capfdbinary):
+    code, out, _ = command(capfdbinary, *run, "-t", "0", "-n", "2", "--tokens", "1,5,6", "--compare-tokens", "7")
+    assert code == 0 and out.startswith(b"it cannot be told: the text holds no choice of the program's\n")
+
+
+def test_a_long_file_without_a_text_costs_little():
+    begin = time.process_time()
+    Written("text", b"\n" * 2**22 + b"Once", b"", llama2.Tokenizer(TOKENIZER, 512))
+    assert time.process_time() - begin < 5
+
+
 @pytest.mark.parametrize("more, code, line", [
     ([], 0, "the text ends where the model ends it, with "),
     ([5, 6], 1, "a mistake, not rounding: the text goes on after 4 choices, where the model ends it")])
@@ -211,6 +223,12 @@ def test_what_is_no_text_is_refused(tmp_path, capfdbinary, data, message):
     (["--compare-text", "x", "-t", "0", "-m", "chat"], "--compare_text belongs to mode generate, not to chat")])
 def test_options_that_do_not_go_with_a_text_are_refused(capfdbinary, options, message):
     assert failure(capfdbinary, *options).startswith(message)
+
+
+def test_a_sequence_of_looks_is_found_whatever_the_lengths(tokenizer):
+    pieces = Pieces(tokenizer)
+    assert pieces.lengths == sorted(set(pieces.lengths)) and pieces.lengths[0] == 0
+    assert pieces.options(b"", 0).keys() >= {2, 3 + 0xF0}
 
 
 def test_what_tokens_may_look_like(tokenizer):

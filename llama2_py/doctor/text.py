@@ -222,14 +222,16 @@ class Walk:
         program.begin()
         pos = len(prompt) - 1
         (row,) = model.forward_chunk(self.tokens, 0, skip=pos)
-        while True:
+        self.last = program.choose(row)  # what the exact program chooses
+        if pos >= steps:
+            self.end = End.WHOLE
+        while self.end is None:
             progress("walking along the text", pos, steps)
-            self.last = program.choose(row)  # what the exact program chooses
             self._step(pos, self.last, forced[pos + 1] if pos + 1 < len(forced) else None)
-            if self.end is not None:
-                break
-            pos += 1
-            row = model.forward(self.tokens[-1], pos)
+            if self.end is None:
+                pos += 1
+                row = model.forward(self.tokens[-1], pos)
+                self.last = program.choose(row)
         progress("walking along the text", steps, steps)
 
     @property

@@ -16,7 +16,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 # What programs print that is no text: the token BOS before it, and the speed behind it
 BEFORE = re.compile(rb"\s*<s>\s?")
-BEHIND = re.compile(rb"\n*achieved tok/s: [0-9.]+\s*\Z")
+BEHIND = re.compile(rb"\n?achieved tok/s: [0-9.]+\s*\Z")
+LONGEST_BEHIND = 100
 SPECIAL = re.compile(rb"\s*(</?s>|<unk>)\s*")
 CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 PRINTABLE = range(0x20, 0x7F)
@@ -58,12 +59,14 @@ class Pieces:
         for token in range(len(tokenizer.vocab)):
             for look in looks(tokenizer, token):
                 self.tokens.setdefault(look, []).append(token)
-        self.longest = max(map(len, self.tokens))
+        self.lengths = sorted(set(map(len, self.tokens)))
 
     def options(self, text: bytes, at: int) -> dict[int, int]:
         """The tokens with which a text goes on, and where each ends: the longest of its looks counts."""
         found: dict[int, int] = {}
-        for length in range(min(self.longest, len(text) - at) + 1):
+        for length in self.lengths:
+            if at + length > len(text):
+                break
             for token in self.tokens.get(text[at:at + length], ()):
                 found[token] = at + length
         return found
@@ -98,7 +101,7 @@ class Written:
     def rest(self, place: Place) -> str:
         """What follows, for the eye."""
         index, at = place
-        return printable(self.texts[index][max(at, 0):][:60].decode(errors="replace"), 60)
+        return printable(self.texts[index][max(at, 0):max(at, 0) + 60].decode(errors="replace"), 60)
 
 
 class Listed:
@@ -136,7 +139,7 @@ def cleaned(path: str, data: bytes) -> bytes:
     text = data.removeprefix(BYTE_ORDER_MARK)
     if text.count(b"\n") == text.count(b"\r\n"):
         text = text.replace(b"\r\n", b"\n")
-    text = BEHIND.sub(b"", text)
+    text = text[:-LONGEST_BEHIND] + BEHIND.sub(b"", text[-LONGEST_BEHIND:])
     if not text.strip():
         raise ValueError(f"{path}: holds no text")
     return text
