@@ -120,6 +120,7 @@ class Noise:
         self.model = model
         self.shares = shares_of(model.shard.classifier)
         self.alone: Alone | None = None
+        self.draws = 0               # how often it is made at once
         self.tokens: list[int] = []  # those that it was given
         self.last = Unit(inf, self.shares)  # of the last of them
 
@@ -128,10 +129,10 @@ class Noise:
         known = list(tokens[:pos + 1])
         if known == self.tokens:
             return self.last
-        if len(known) <= len(self.tokens) or known[:len(self.tokens)] != self.tokens:
-            self.alone = None
-        if self.alone is None:
-            self.alone = Alone(self._shard, max(1, DRAWN // len(known)), 0, 1)
+        draws = max(1, DRAWN // len(known))
+        if known[:len(self.tokens)] != self.tokens or self.alone is None or self.draws > 2 * draws:
+            self.alone = Alone(self._shard, draws, 0, 1)
+            self.draws = draws
             self.tokens = []
         for first in range(len(self.tokens), len(known), CHUNK):
             chunk = known[first:first + CHUNK]
