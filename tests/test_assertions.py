@@ -6,8 +6,9 @@ import pytest
 
 import llama2
 import plain
-from llama2_py.doctor import assert_consistent, record
+from llama2_py.doctor import assert_consistent, precision, record
 from tests.helpers import command, make_checkpoint, plain_with
+from tests.test_precision import Halves, in_few_bits
 
 TOKENS = [1, 5, 270, 8, 262, 9, 12, 260, 33, 44]
 
@@ -66,7 +67,7 @@ def test_a_mistake_is_an_assertion_error_that_names_it(path, wrong):
     with llama2.Transformer(path) as model, pytest.raises(AssertionError) as error:
         assert_consistent(viewed(wrong, "f"), model, Tensor(TOKENS))
     lines = str(error.value).splitlines()
-    assert lines[0] == "a mistake, not rounding: epsilon is 0.001, not 1e-05"
+    assert lines[0] == "a mistake, not rounding in float32: epsilon is 0.001, not 1e-05"
     assert lines[1].startswith("logits of 10 steps, in units of a float32 program's noise: overall ")
 
 
@@ -146,7 +147,7 @@ def test_logits_of_transformers_are_judged(folder):
             assert_consistent(form, folder, TOKENS)
     wrong = logits_of(with_wrong_epsilon(loaded(folder)))
     for form in wrong, wrong.numpy(), wrong[0].tolist():
-        with pytest.raises(AssertionError, match="^a mistake, not rounding: epsilon is 0.001, not 1e-05"):
+        with pytest.raises(AssertionError, match="^a mistake, not rounding in float32: epsilon is 0.001"):
             assert_consistent(form, folder, TOKENS)
 
 
@@ -203,3 +204,16 @@ def test_what_cannot_be_recorded_is_refused_and_leaves_no_file(folder, tmp_path)
     with pytest.raises(KeyError), record(model, tmp_path / "dump"):
         raise KeyError
     assert os.listdir(tmp_path) == [] and not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.slow
+def test_a_program_in_bfloat16_is_right_in_its_precision_alone(path):
+    kind = in_few_bits(precision.bfloat16)
+    rows = kind(path).run(TOKENS)
+    assert_consistent(rows, path, TOKENS, precision="bfloat16")
+    with pytest.raises(AssertionError, match="^a mistake, not rounding in float32"):
+        assert_consistent(rows, path, TOKENS)
+    with llama2.Transformer(path) as model, pytest.raises(AssertionError, match="in bfloat16: RoPE turns halves"):
+        assert_consistent(in_few_bits(precision.bfloat16, base=Halves)(path).run(TOKENS), model, TOKENS, "bfloat16")
+    with pytest.raises(ValueError, match="precision is float64, must be float32 or bfloat16 or float16"):
+        assert_consistent(rows, path, TOKENS, precision="float64")

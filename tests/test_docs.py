@@ -141,7 +141,7 @@ def test_the_test_of_the_porters_page_passes_and_fails_as_it_says(tmp_path):
     (expected,) = re.findall(r"# AssertionError: (.*)", example)
     with pytest.raises(AssertionError) as error:
         names["test_my_port"]()
-    assert str(error.value).splitlines()[0] == expected
+    assert str(error.value).splitlines()[0].startswith(expected.removesuffix(".."))
 
 
 def test_llama_cpps_names_stand_for_all_operations():

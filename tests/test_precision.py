@@ -130,8 +130,8 @@ def test_an_option_is_suggested_where_every_number_is_of_a_format(path, doctor):
 
 def nearest(values, v):
     """By definition: the nearest of two neighbours, of two as near the one with an even code. values: by code."""
-    codes = sorted((c for c in range(2**15) if values[c] == values[c] and values[c] != math.inf), key=values.__getitem__)
-    best = min(codes, key=lambda c: (abs(values[c] - abs(v)), c % 2))
+    finite = [c for c in range(2**15) if math.isfinite(values[c])]
+    best = min(finite, key=lambda c: (abs(values[c] - abs(v)), c % 2))
     return math.copysign(values[best], v)
 
 
@@ -202,7 +202,7 @@ def test_the_verdict_stands_before_the_search_and_says_what_was_not_tried(wrong,
     code, out, _ = command(capfdbinary, *wrong)
     lines = out.decode().splitlines()
     name = "RoPE turns halves, (i, i + hs/2), not neighbours, (2i, 2i + 1)"
-    assert code == 1 and f"the mistake: {name}" in lines and lines[-5].endswith(f"not rounding in float32 ({name})")
+    assert code == 1 and f"the mistake: {name}" in lines and lines[-5].endswith(f"not rounding in float32: {name}")
     assert lines[-3] == "12 steps of logits and 0 operations judged from their own inputs"
 
 

@@ -7,11 +7,12 @@ logits: (steps, vocabulary), as nested lists, an array of numpy or a tensor of t
 doctor's verdict, with the mistake's name if it has one.
 """
 import contextlib
+import functools
 import mmap
 import os
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import llama2
@@ -20,11 +21,11 @@ from llama2_py.doctor import report
 from llama2_py.doctor.arrays import Array, steps_of
 from llama2_py.doctor.compare import Comparison
 from llama2_py.doctor.numbers import Numbers
+from llama2_py.doctor.precision import PRECISIONS, Precision, open_rounded
 
 NAME = "the logits"
 FORMS = ("e", "f", "d")      # float16, 32 and 64, as struct and the buffer protocol call them
 NATIVE = "<" if sys.byteorder == "little" else ">"
-PRECISIONS = ("float32",)    # those that Comparison judges
 
 
 def assert_consistent(logits: Any, model: Any, tokens: Sequence[int], precision: str = "float32") -> None:
@@ -36,24 +37,31 @@ def assert_consistent(logits: Any, model: Any, tokens: Sequence[int], precision:
     """
     need("precision", precision, precision in PRECISIONS, " or ".join(PRECISIONS))
     with contextlib.ExitStack() as models:
-        if isinstance(model, (str, os.PathLike)):
-            model = models.enter_context(llama2.Transformer(os.fspath(model)))
+        model = models.enter_context(opened(model, PRECISIONS[precision]))
         given = [int(token) for token in listed(tokens)]
         llama2.check_length(given, model)
-        comparison = compared(model, given, Given(logits, model.config), precision)
-        names = [] if comparison.consistent() else comparison.names()
-        text = "\n".join([*report.verdict(comparison, names), *report.reasons(comparison),
-                          *report.advice(comparison, names)])
-        consistent = comparison.consistent()
-    if not consistent:
-        raise AssertionError(text)
+        comparison = Comparison(model, given, Given(logits, model.config), PRECISIONS[precision])
+        comparison.run()
+        if comparison.consistent():
+            return
+        diagnosis = report.diagnose(comparison)
+        lines = [report.verdict_with_names(comparison, diagnosis), *report.reasons(comparison)]
+        if not diagnosis.names:
+            lines += report.named(comparison, diagnosis)  # what was not tried
+        lines += report.advice(comparison, diagnosis.names)
+    raise AssertionError("\n".join(lines))
 
 
-def compared(model: llama2.Transformer, tokens: list[int], numbers: Numbers, precision: str) -> Comparison:
-    """The comparison with the model's run, as a program that computes in a precision is to be judged."""
-    comparison = Comparison(model, tokens, numbers)
-    comparison.run()
-    return comparison
+@contextlib.contextmanager
+def opened(model: Any, precision: Precision) -> Iterator[llama2.Transformer]:
+    """A model for a comparison with a program of a precision; one that is open is used as it is, but for one whose
+    weights must be rounded."""
+    if isinstance(model, (str, os.PathLike)) or precision.form:
+        path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model.checkpoint.path
+        with llama2.Transformer(path, opened=functools.partial(open_rounded, precision)) as transformer:
+            yield transformer
+    else:
+        yield model
 
 
 class Given(Numbers):

@@ -14,7 +14,7 @@ from math import exp, fsum, hypot, inf, sqrt
 from operator import neg
 from typing import NamedTuple, Protocol
 
-from llama2_py.doctor.operations import U
+from llama2_py.doctor.errors import U
 from llama2_py.engine.arithmetic import running_sums
 
 # A token may be a tie with the chosen one only if it is as near as this: the difference of their logits, by the largest

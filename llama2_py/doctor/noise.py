@@ -153,15 +153,19 @@ class NoisyRun:
         noisy = NoisyInFewBits(precision.u) if precision.form else Noisy()
         self.draws = [(with_arithmetic(shard, noisy), length) for length in lengths]
 
-    def steps(self, tokens: Sequence[int], pos: int, observed: bool) -> list[list[tuple[list, Sequence[float]]]]:
+    def steps(self, tokens: Sequence[int], pos: int, observed: bool, skip: int = 0
+              ) -> list[list[tuple[list, Sequence[float]]]]:
         """Known tokens from position pos on -> for each position, of each draw its events, if they are observed, and
-        its logits."""
+        its logits; of the first `skip` positions without logits."""
         passes: list[Coroutine] = []
         places: list[int] = []
-        for shard, length in self.draws:
-            own = tokens[:max(0, length - pos)]
-            passes += noisy_passes(shard, own, pos, observed)
-            places += range(len(own))
+        for shard, _ in self.draws if pos == 0 else ():
+            shard.begin()
+        for i, token in enumerate(tokens):
+            for shard, length in self.draws:
+                if pos + i < length:
+                    passes.append(noisy_pass(shard, token, pos + i, observed, i >= skip))
+                    places.append(i)
         results: list[list] = [[] for _ in tokens]
         for i, result in zip(places, run_together(passes, list), strict=True):
             results[i].append(result)
@@ -181,15 +185,9 @@ def with_arithmetic(shard: Shard, arithmetic: Any) -> Shard:
     return other
 
 
-def noisy_passes(shard: Shard, tokens: Sequence[int], pos: int, observed: bool) -> list[Coroutine]:
-    """The passes of consecutive positions of one draw, which return their events and logits."""
-    if pos == 0:
-        shard.begin()
-    return [noisy_pass(shard, token, pos + i, observed) for i, token in enumerate(tokens)]
-
-
-async def noisy_pass(shard: Shard, token: int, pos: int, observed: bool) -> tuple[list, Sequence[float]]:
-    """A pass -> its events and its logits."""
+async def noisy_pass(shard: Shard, token: int, pos: int, observed: bool, wanted: bool
+                     ) -> tuple[list, Sequence[float]]:
+    """A pass of one draw -> its events, if they are observed, and its logits, if they are wanted."""
     noisy: Any = shard.arithmetic
     events: list = []
 
@@ -200,4 +198,4 @@ async def noisy_pass(shard: Shard, token: int, pos: int, observed: bool) -> tupl
         return values
 
     run_pass: Callable = shard.run_pass
-    return events, await run_pass(shard, token, pos, see, True)
+    return events, await run_pass(shard, token, pos, see, wanted)

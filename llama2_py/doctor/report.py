@@ -39,7 +39,7 @@ def compare(model, tokenizer, tokens: Sequence[int], numbers: Numbers, out: Bina
     comparison.run()
     bits = bits_line(like, comparison) if like is not None else None
     if not as_json:
-        write(out, [*verdict(comparison), *([bits] if bits else []), *reasons(comparison)])
+        write(out, [verdict_text(comparison), *([bits] if bits else []), *reasons(comparison)])
     diagnosis = diagnose(comparison, budget)
     if as_json:
         write(out, [json.dumps(as_object(comparison, diagnosis), separators=(",", ":"))])
@@ -96,9 +96,9 @@ def verdict_text(c: Comparison) -> str:
     return f"a mistake, not rounding in {c.precision.name}"
 
 
-def verdict(c: Comparison) -> Iterator[str]:
-    """The first line."""
-    yield verdict_text(c)
+def verdict_with_names(c: Comparison, diagnosis: Diagnosis) -> str:
+    """The same with the mistakes' names."""
+    return ": ".join([verdict_text(c), *(["; ".join(diagnosis.names)] if diagnosis.names else [])])
 
 
 def named(c: Comparison, diagnosis: Diagnosis) -> Iterator[str]:
@@ -286,8 +286,7 @@ def same_five(c: Comparison) -> float:
 
 def summary(c: Comparison, diagnosis: Diagnosis) -> Iterator[str]:
     """Five lines to paste into a pull request."""
-    names = f" ({'; '.join(diagnosis.names)})" if diagnosis.names else ""
-    yield f"llama2.py {VERSION}: {verdict_text(c)}{names}"
+    yield f"llama2.py {VERSION}: {verdict_with_names(c, diagnosis)}"
     yield f"model {c.model.checkpoint.sha256()}"
     operations = sum(map(len, c.judged.values()))
     yield (f"{len(c.steps)} steps of logits and {operations} operations judged from their own inputs")

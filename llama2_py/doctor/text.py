@@ -9,7 +9,6 @@ of float32 noise (noise.py): up to LIMIT it is a tie, which rounding can turn; b
 how it was cut into tokens: where tokens that tie go on with it, and what follows one of them is impossible, the other
 is tried.
 """
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -19,10 +18,9 @@ from typing import Protocol
 import llama2
 from llama2_py.doctor.choices import Chosen, Drawn, Likeliest, Unit
 from llama2_py.doctor.compare import noise_of, progress, shares_of
-from llama2_py.doctor.noise import Alone, Noisy
+from llama2_py.doctor.noise import NoisyRun
+from llama2_py.doctor.precision import PRECISIONS
 from llama2_py.doctor.written import Place, Source
-from llama2_py.engine.checkpoint import MATRICES
-from llama2_py.engine.workers import run_together
 
 # A step's choice can be another one by rounding up to so many times the noise. (Logits of correct programs were off by
 # at most 10.2 times; see compare.ONE_LOGIT.)
@@ -119,7 +117,7 @@ class Noise:
     def __init__(self, model):
         self.model = model
         self.shares = shares_of(model.shard.classifier)
-        self.alone: Alone | None = None
+        self.noisy: NoisyRun | None = None
         self.draws = 0               # how often it is made at once
         self.tokens: list[int] = []  # those that it was given
         self.last = Unit(inf, self.shares)  # of the last of them
@@ -130,38 +128,17 @@ class Noise:
         if known == self.tokens:
             return self.last
         draws = max(1, DRAWN // len(known))
-        if known[:len(self.tokens)] != self.tokens or self.alone is None or self.draws > 2 * draws:
-            self.alone = Alone(self._shard, draws, 0, 1)
+        if known[:len(self.tokens)] != self.tokens or self.noisy is None or self.draws > 2 * draws:
+            self.noisy = NoisyRun(self.model.shard, PRECISIONS["float32"], [self.model.config.seq_len] * draws)
             self.draws = draws
             self.tokens = []
         for first in range(len(self.tokens), len(known), CHUNK):
             chunk = known[first:first + CHUNK]
-            results = run_together(self.alone.passes(chunk, first, len(chunk) - 1, False), list)
+            results = self.noisy.steps(chunk, first, False, len(chunk) - 1)
         self.tokens = known
         noisy = [logits for _, logits in results[-1]]
         self.last = Unit(noise_of(noisy, right), self.shares)
         return self.last
-
-    def _shard(self, index, count):
-        """The model with noise: it shares the weights, and has a cache of its own."""
-        shard = copy.copy(self.model.shard)
-        shard.arithmetic, shard.caches = Noisy, []
-        shard.layers = [self._layer(layer) for layer in shard.layers]
-        shard.classifier = noisy_rows(shard.classifier)
-        return shard
-
-    def _layer(self, layer):
-        layer = copy.copy(layer)
-        for name in MATRICES:
-            setattr(layer, name, noisy_rows(getattr(layer, name)))
-        return layer
-
-
-def noisy_rows(rows):
-    """A matrix whose products are noisy; the weights are shared."""
-    rows = copy.copy(rows)
-    rows.arithmetic = Noisy
-    return rows
 
 
 # ----------------------------------------------------------------------------
