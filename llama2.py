@@ -561,8 +561,11 @@ def chat(transformer: Transformer, tokenizer: Tokenizer, sampler: Sampler, steps
 
 
 def __getattr__(name: str) -> Any:
-    """verify and verify_many, which need more than the engine: they are loaded when
-    they are asked for."""
+    """verify, verify_many and audit, which need more than the engine: they are loaded
+    when they are asked for."""
+    if name == "audit":
+        from llama2_py.referee.audit import audit
+        return audit
     if name not in ("verify", "verify_many"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from llama2_py import command

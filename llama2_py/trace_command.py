@@ -164,6 +164,7 @@ def make_parser() -> console.Parser:
     command("checkpoint", run_checkpoint, "print the head as a C2SP checkpoint, unsigned: any tool that signs notes "
             "can sign it", "file", "origin")
     add_referee(command)
+    add_audit(command)
     return commands.parser
 
 
@@ -203,6 +204,25 @@ def add_referee(command: Callable) -> None:
     option("messages", nargs="*", help="of the other party")
     roots(option)
     tokenizer(option)
+
+
+def add_audit(command: Callable) -> None:
+    """The commands of an audit (llama2_py/referee)."""
+    def run(name: str) -> Callable:
+        def call(args: argparse.Namespace, out: TextIO) -> int:
+            from llama2_py.referee import audit_commands  # here, since it needs llama2
+            return getattr(audit_commands, f"run_{name}")(args, out)
+        return call
+
+    option = command("secret", run("secret"), "what an auditor keeps of a model: to be kept from those whose runs he "
+                     "audits", "checkpoint")
+    option("--secrets", type=int, default=1, metavar="K", help="vectors for each matrix (default: 1)")
+    option = command("audit", run("audit"), "check every operation of a run by its log, its numbers (--dump) and a "
+                     "secret, without the model", "log", "dump", "secret")
+    option("--root", type=root_argument, metavar="[SIZE:]HEX", help="the head that was published for that log")
+    option("-z", "--tokenizer", help="its file, from which the texts follow")
+    option("--partial", action="store_true", help="exit 0 even if the dump lacks numbers, so that some operations were "
+           "not audited")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

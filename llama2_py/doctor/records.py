@@ -6,6 +6,7 @@ again appends, as run.c's att does, head by head.
 import mmap
 import re
 from array import array
+from collections.abc import Iterator
 
 from llama2_py.console import printable
 from llama2_py.engine.arithmetic import from_bytes
@@ -34,27 +35,28 @@ def are_records(data: mmap.mmap) -> bool:
     return LIKE_A_LINE.match(data) is not None
 
 
-class Records:
-    """The records of a file."""
+class RecordScanner:
+    """Finds the records of a file, one after the other."""
 
     def __init__(self, path: str, data: mmap.mmap, config):
-        """Raises ValueError, naming place and fault, for what is no record of this model's."""
         self.path = path
         self.data = data
         self.config = config
-        self.parts: dict[Key, list[tuple[int, int]]] = {}  # where its numbers stand, and how many
+
+    def scan(self) -> Iterator[tuple[str, Key, int, int]]:
+        """The records: where each stands, for messages, its key, where its numbers begin and how many they are. Raises
+        ValueError, naming place and fault, for what is no record of this model's."""
+        data = self.data
         at = 0
         line = ""  # of the record before
         while at < len(data):
-            where = f"{path}, record at byte {at}" + (f", after {line}" if line else "")
+            where = f"{self.path}, record at byte {at}" + (f", after {line}" if line else "")
             line, begin = self._line(where, at)
             pos, layer, op, n = self._fields(where, line)
             if n == 0 or begin + 4 * n > len(data):
                 raise ValueError(f"{where}: {op} has {n} numbers, but {(len(data) - begin) // 4} are left")
-            self._add(where, (pos, layer, op), begin, n)
+            yield where, (pos, layer, op), begin, n
             at = begin + 4 * n
-        self.steps = max(pos for pos, _, _ in self.parts) + 1
-        self._check_beginning()
 
     def _line(self, where, at):
         """The line at a byte, without its end; where its numbers begin."""
@@ -83,6 +85,21 @@ class Records:
         if op not in names or not -1 <= layer < self.config.n_layers:
             raise ValueError(f"{where}: no operation is called {op} in layer {layer}, of {self.config.n_layers}")
         return pos, None if layer == -1 else layer, op, n
+
+
+class Records:
+    """The records of a file."""
+
+    def __init__(self, path: str, data: mmap.mmap, config):
+        """Raises ValueError, naming place and fault, for what is no record of this model's."""
+        self.path = path
+        self.data = data
+        self.config = config
+        self.parts: dict[Key, list[tuple[int, int]]] = {}  # where its numbers stand, and how many
+        for where, key, begin, n in RecordScanner(path, data, config).scan():
+            self._add(where, key, begin, n)
+        self.steps = max(pos for pos, _, _ in self.parts) + 1
+        self._check_beginning()
 
     def _add(self, where, key, begin, n):
         """Take a record, or a further part of one."""
