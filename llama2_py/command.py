@@ -27,8 +27,8 @@ from llama2_py.engine.checkpoint import SHAPE
 from llama2_py.engine.coins import MASK
 from llama2_py.engine.models import open_checkpoint
 from llama2_py.log import formats, show, verify as verification
-from llama2_py.log.arguments import root_argument
-from llama2_py.log.events import LEVELS
+from llama2_py.log.arguments import hash_argument, nonce_argument, root_argument
+from llama2_py.log.events import FORMAT, LEVELS, commitment_of, seed_of
 from llama2_py.log.reading import Trace
 from llama2_py.log.weights import weights_root
 
@@ -43,14 +43,15 @@ LIKE = {None: ("exact", "xorshift64*"), "llama2.c": ("c", "xorshift64*"), "llama
 
 # Options that need another one, and those that cannot stand beside another
 NEEDS = {"trace_level": "trace", "verify_iteration": "verify", "root": "verify", "text": "verify",
-         "precision": "compare", "budget": "compare", "json": "compare"}
+         "commitment": "verify", "precision": "compare", "budget": "compare", "json": "compare"}
 WRITTEN = ("trace", "logits", "dump", "page")
 COMPARED = ("compare", "compare_text", "compare_tokens")
 APART = {"verify": (*WRITTEN, *COMPARED), "input_prompt": ("tokens",), "compare": (*WRITTEN, *COMPARED[1:]),
          "compare_text": (*WRITTEN, "compare_tokens"), "compare_tokens": WRITTEN,
-         "explain_text": ("verify", *WRITTEN, *COMPARED)}
+         "explain_text": ("verify", *WRITTEN, *COMPARED), "nonce": ("seed", *COMPARED, "explain_text"),
+         "commit": ("seed", "nonce", *WRITTEN, "verify", *COMPARED, "explain_text")}
 MAX_BUDGET = 10**6  # seconds
-NOT_IN_CHAT = (*WRITTEN, "verify", *COMPARED, "tokens")
+NOT_IN_CHAT = (*WRITTEN, "verify", *COMPARED, "tokens", "nonce", "commit")
 
 
 def make_parser() -> console.Parser:
@@ -91,6 +92,11 @@ def make_parser() -> console.Parser:
     add("--compare-text", metavar="FILE", help="another program's text, of these options: rounding, or a bug?")
     add("--compare-tokens", type=console.tokens, metavar="LIST", help="the same of its tokens: 1,403,407")
     add("--page", metavar="FILE", help="write the run as a page of HTML, to look at")
+    add("--nonce", type=nonce_argument, metavar="HEX", help="a verifier's number of 16 to 64 bytes, from which, with "
+        "the other options, the seed follows")
+    add("--commit", action="store_true", default=None, help="print a commitment to the run's options and do nothing "
+        "else; it is given away before the nonce is known")
+    add("--commitment", type=hash_argument, metavar="HEX", help="the commitment that was given before that trace")
     add("--version", action="version", version=f"{PROGRAM} {VERSION}")
     return parser
 
@@ -99,7 +105,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line -> its options. Raises ValueError for those that cannot be, or not together."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    parser.check(args, NEEDS, APART)
+    needs = dict(NEEDS)
+    if args.commit:  # to a trace that is to be written
+        del needs["trace_level"]
+    parser.check(args, needs, APART)
     for message in faults_of_mode(args), faults_of_like(args), faults_of_numbers(args):
         if message:
             parser.error(message)
@@ -131,6 +140,9 @@ def faults_of_like(args: argparse.Namespace) -> str | None:
         return f"argument --trace-level: {args.trace_level}, but llama2-rs's format has steps alone"
     if args.like in ("llama2.c", "runq") and args.seed is not None and args.seed >= 2**31:
         return f"argument -s/--seed: {args.seed}, must be below 2**31 for --like {args.like}: atoi keeps no more"
+    if args.like is not None and (args.nonce or args.commit) and args.verify is None:
+        name = "--nonce" if args.nonce else "--commit"
+        return f"{name}: --like {args.like} takes no seed that follows from a header"
     if args.like == "runq":
         logs = [name for name in ("trace", "verify", "page") if getattr(args, name) is not None]
         if logs:
@@ -154,6 +166,7 @@ def faults_of_numbers(args: argparse.Namespace) -> str | None:
 
 OPTIONS = {  # of a run: by its name in a trace's header, its name as an option and its value if nobody gives one
     "temperature": ("temperature", 1.0), "p_value": ("p_value", 0.9), "seed": ("seed", None),
+    "nonce": ("nonce", None),
     "steps": ("steps", 256), "level": ("trace_level", "step"), "prompt": ("input_prompt", ""),
     "tokens": ("tokens", None)}
 
@@ -188,6 +201,12 @@ def merge(args: argparse.Namespace, log: Trace | None) -> Settings:
     options = settings.options
     if options["seed"] is None:
         options["seed"] = 1 if options["temperature"] == 0 else time.time_ns() % MASK + 1
+    if options["nonce"] is None:
+        del options["nonce"]
+    elif not held:
+        options["seed"] = None  # it follows from the header; in a trace it does, or the trace is not read
+    if "nonce" in settings.claims:
+        settings.claims.add("seed")
     if args.tokens is None and (options["prompt"] or args.input_prompt is not None or not held):
         options["tokens"] = None  # they follow from the prompt
     return settings
@@ -202,8 +221,7 @@ class Run:
         ValueError or OSError for files or settings that cannot be used."""
         self.like, self.options, self.claims = settings.like, settings.options, settings.claims
         options = self.options
-        self.sampler = llama2.Sampler(options["temperature"], options["p_value"], options["seed"], options["rng"],
-                                      options["arithmetic"])
+        self.sampler = self._sampler(options["seed"] or 1)
         self.path, self.prompt, self.level = path, options["prompt"], options["level"]
         self.transformer = llama2.Transformer(path, options["arithmetic"], workers, opened)
         try:
@@ -212,9 +230,16 @@ class Run:
             self.steps = options["steps"] = min(options["steps"] or config.seq_len, config.seq_len)
             self.tokenizer = llama2.load_tokenizer(tokenizer or find_tokenizer(path), config.vocab_size)
             self.tokens = self._encoded()
+            if options["seed"] is None:
+                options["seed"] = seed_of({"format": FORMAT, **self.header()})
+                self.sampler = self._sampler(options["seed"])
         except BaseException:
             self.transformer.close()
             raise
+
+    def _sampler(self, seed: int) -> llama2.Sampler:
+        options = self.options
+        return llama2.Sampler(options["temperature"], options["p_value"], seed, options["rng"], options["arithmetic"])
 
     def _check_like(self) -> None:
         """Raise ValueError if the program that the run is like has not this model's constants."""
@@ -254,11 +279,18 @@ class Run:
         """What a trace of this run says first."""
         if self.like == "llama2-rs":
             return {"model_path": self.path, "prompt": self.prompt, "steps": self.steps}
-        checkpoint, config, s = self.transformer.checkpoint, self.transformer.config.described(), self.sampler
-        return {"model": checkpoint.sha256(), "weights": weights_root(config, checkpoint.tree_rows()),
-                "config": config, "tokenizer": self.tokenizer.sha256, "arithmetic": s.arithmetic.name, "rng": s.rng,
-                "temperature": s.temperature, "p_value": s.p_value, "seed": s.seed, "steps": self.steps,
-                "level": self.level, "prompt": self.prompt, "tokens": self.tokens}
+        config, s = self.transformer.config.described(), self.sampler
+        nonce = {name: value for name, value in self.options.items() if name == "nonce"}
+        return {**self._hashes, "config": config, "tokenizer": self.tokenizer.sha256, "arithmetic": s.arithmetic.name,
+                "rng": s.rng, "temperature": s.temperature, "p_value": s.p_value, "seed": s.seed, **nonce,
+                "steps": self.steps, "level": self.level, "prompt": self.prompt, "tokens": self.tokens}
+
+    @functools.cached_property
+    def _hashes(self) -> dict:
+        """The hashes of the model, for which all of it is read."""
+        checkpoint = self.transformer.checkpoint
+        root = weights_root(self.transformer.config.described(), checkpoint.tree_rows())
+        return {"model": checkpoint.sha256(), "weights": root}
 
     def generate(self, observers: Sequence[Callable] = (), logits: bool = True, draft: Sequence[int] = ()
                  ) -> Iterator[llama2.Step]:
@@ -454,6 +486,9 @@ def dispatch(args: argparse.Namespace, out: BinaryIO) -> int:
         if run.tokenizer.more:
             console.say(f"warning: {run.tokenizer.path} has more tokens than the {len(run.tokenizer.vocab)} of the "
                         "model: is it the model's own?")
+        if args.commit:
+            print(commitment_of({"format": FORMAT, **run.header()}))
+            return 0
         return action(args)(run, args, out)
 
 
@@ -475,10 +510,17 @@ def verify_by(args: argparse.Namespace) -> tuple[Trace, verification.Verdict]:
     text = None if args.text is None else console.read_file(args.text).decode(errors="surrogateescape")
     if args.root:
         log.check_head(args.root)  # before anything is computed
+    claims = {"nonce": args.nonce, "commitment": args.commitment}
+    made = {"nonce": log.header.get("nonce"), "commitment": commitment_of(log.header)}
+    for name, claimed in claims.items():
+        if claimed not in (None, made[name]):
+            raise VerificationError(log.where(0), name, claimed, made[name])
     if args.verify_iteration is not None:
         log.step(args.verify_iteration)
     with open_run(args, log) as run:
-        return log, verification.verify(run, log, args.verify_iteration, args.root, text)
+        verdict = verification.verify(run, log, args.verify_iteration, args.root, text)
+    verdict.commitment = args.commitment
+    return log, verdict
 
 
 def verify(trace: str, checkpoint: str | None = None, tokenizer: str | None = None, root: str | None = None

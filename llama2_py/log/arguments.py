@@ -3,6 +3,7 @@ import argparse
 import re
 
 from llama2_py.console import printable
+from llama2_py.log.events import is_hash, is_nonce
 
 
 def root_argument(text: str) -> str:
@@ -16,6 +17,20 @@ def head_argument(text: str) -> str:
     """A head, SIZE:ROOT, as an option gives it."""
     if ":" not in root_argument(text):
         raise argparse.ArgumentTypeError(f"the size is needed, too, as SIZE:ROOT: {printable(text, 200)}")
+    return text.lower()
+
+
+def nonce_argument(text: str) -> str:
+    """A nonce, 16 to 64 bytes in hexadecimal."""
+    if not is_nonce(text.lower()):
+        raise argparse.ArgumentTypeError(f"not 16 to 64 bytes in hexadecimal digits: {printable(text, 200)}")
+    return text.lower()
+
+
+def hash_argument(text: str) -> str:
+    """A hash, 32 bytes in hexadecimal."""
+    if not is_hash(text.lower()):
+        raise argparse.ArgumentTypeError(f"not 64 hexadecimal digits: {printable(text, 200)}")
     return text.lower()
 
 

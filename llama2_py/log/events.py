@@ -39,8 +39,8 @@ def hash_values(values: Sequence[float]) -> str:
 
 LEVELS = ("step", "layer", "op")
 
-# 64 hexadecimal digits; an integer as a checkpoint's header has it; a float above 0
-HEX, SIZE, POSITIVE = object(), object(), object()
+# 64 hexadecimal digits; an integer as a checkpoint's header has it; a float above 0; 16 to 64 bytes in hexadecimal
+HEX, SIZE, POSITIVE, NONCE = object(), object(), object(), object()
 CONFIG = {"dim": SIZE, "hidden_dim": SIZE, "n_layers": SIZE, "n_heads": SIZE, "n_kv_heads": SIZE, "vocab_size": SIZE,
           "seq_len": SIZE, "shared_classifier": bool}
 # What follows there if it is not as in llama2.c, in this order (engine/checkpoint.py: Config)
@@ -48,16 +48,18 @@ CONSTANTS = {"head_size": SIZE, "norm_epsilon": POSITIVE, "rope_theta": POSITIVE
              "eos": list}
 SCALINGS = [{"factor": POSITIVE}, {"factor": POSITIVE, "low_freq_factor": POSITIVE, "high_freq_factor": POSITIVE,
                                    "original_max_position_embeddings": SIZE}]
+HEADER = {"format": (FORMAT,), "model": HEX, "weights": HEX, "config": CONFIG, "tokenizer": HEX,
+          "arithmetic": ("exact", "c"), "rng": ("xorshift64*", "llama2-rs"), "temperature": float, "p_value": float,
+          "seed": int, "nonce": NONCE, "steps": int, "level": LEVELS, "prompt": str, "tokens": list}
 SCHEMAS = [  # the fields of every kind of event: the type, or the values to choose from
-    {"format": (FORMAT,), "model": HEX, "weights": HEX, "config": CONFIG, "tokenizer": HEX,
-     "arithmetic": ("exact", "c"), "rng": ("xorshift64*", "llama2-rs"), "temperature": float, "p_value": float,
-     "seed": int, "steps": int, "level": LEVELS, "prompt": str, "tokens": list},
+    {name: kind for name, kind in HEADER.items() if kind is not NONCE},
+    HEADER,
     {"pos": int, "op": ("embedding", "final_norm"), "sha256": HEX},
     {"pos": int, "layer": int, "op": OPERATIONS, "sha256": HEX},
     {"pos": int, "token": int, "next": int, "text": str, "logits": HEX},
     {"size": int, "root": HEX},
 ]
-HEADER_FIELDS = list(SCHEMAS[0])
+HEADER_FIELDS = list(HEADER)
 
 
 def is_hash(value: Any) -> bool:
@@ -65,10 +67,17 @@ def is_hash(value: Any) -> bool:
     return type(value) is str and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
+def is_nonce(value: Any) -> bool:
+    """Whether a value is a nonce as it is written: 16 to 64 bytes in hexadecimal digits, in lower case."""
+    return type(value) is str and re.fullmatch("([0-9a-f]{2}){16,64}", value) is not None
+
+
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of a schema's kind; integers are from 0 to 2**64 - 1, floats 0 or more, and finite."""
     if kind is HEX:
         return is_hash(value)
+    if kind is NONCE:
+        return is_nonce(value)
     if kind is SIZE:
         return type(value) is int and 0 < value < 2**24
     if kind is POSITIVE:
@@ -146,7 +155,23 @@ def read_header(where: str, line: bytes) -> dict:
         if not possible:
             raise ValueError(f"{where}: {name} cannot be {printable(header[name], 100)}, with a vocabulary of "
                              f"{vocab_size} and a context of {seq_len}")
+    if "nonce" in header and header["seed"] != seed_of(header):
+        raise VerificationError(where, "seed", seed_of(header), header["seed"])
     return header
+
+
+def seed_of(header: dict) -> int:
+    """The seed that follows from a header with a nonce, so that nobody chose it: SHA-256(the header's line with
+    "seed":0), its first 8 bytes as a little-endian number, 1 in place of 0."""
+    digest = hashlib.sha256(encode({**header, "seed": 0})).digest()
+    return int.from_bytes(digest[:8], "little") or 1
+
+
+def commitment_of(header: dict) -> str:
+    """What an author gives to a verifier before he knows the nonce: SHA-256(the header's line with "seed":0, without
+    nonce), in hexadecimal."""
+    event = {name: value for name, value in header.items() if name != "nonce"}
+    return hashlib.sha256(encode({**event, "seed": 0})).hexdigest()
 
 
 def check_config(where: str, header: dict) -> None:

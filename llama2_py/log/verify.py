@@ -27,6 +27,7 @@ class Verdict:
     text: str                 # of these steps
     claimed: dict = field(default_factory=dict)  # options that the caller gave: they are the run's
     chosen: dict = field(default_factory=dict)   # options that stand in the log, and that its author chose
+    commitment: str | None = None                # the one that the caller gave, which is the header's
 
 
 def verify(run: Any, trace: Trace, last: int | None = None, published: str | None = None, text: str | None = None
@@ -81,6 +82,8 @@ def show_verdict(verdict: Verdict, trace: Trace, last: int | None, out: TextIO) 
         if options:
             out.write(f"{title}\n")
             show_fields(options, out)
+    if verdict.commitment is not None:
+        out.write(f"commitment: {verdict.commitment}, as the caller has it\n")
     out.write(f"the text of these steps:\n    {quoted(verdict.text, 4)}\n")
     basis = "as published" if verdict.published else (
         "only recomputed from the file itself; compare it with the one that was published")
