@@ -231,8 +231,9 @@ class Run:
             self.tokenizer = llama2.load_tokenizer(tokenizer or find_tokenizer(path), config.vocab_size)
             self.tokens = self._encoded()
             if options["seed"] is None:
-                options["seed"] = seed_of({"format": FORMAT, **self.header()})
-                self.sampler = self._sampler(options["seed"])
+                seed = seed_of({"format": FORMAT, **self.header()})
+                options["seed"] = seed
+                self.sampler = self._sampler(seed)
         except BaseException:
             self.transformer.close()
             raise

@@ -1,4 +1,4 @@
-"""Tests of the audit: what an author can do wrong is noticed at its place; honest runs pass; a dump may lack numbers."""
+"""Tests of the audit: what an author can do wrong is noticed at its place, honest runs pass, a dump may lack numbers."""
 import contextlib
 import hashlib
 from array import array

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Measures this program, and prints a table for docs/benchmarks.md.
 
-    python3 tools/bench.py [PYTHON ...]    # on this Python, or on those given
+    python3 tools/bench.py [PYTHON ...]            # on this Python, or on those given
+    python3 tools/bench.py --audit [PYTHON ...]    # of an audit, and of a verification beside it
 """
 import contextlib
 import hashlib
@@ -11,6 +12,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import statistics
 import struct
 import subprocess
@@ -263,23 +265,114 @@ def measure_start(path, arithmetic):
     return {"seconds to the first word": seconds}
 
 
+# dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
+SHAPES = {"15M": (288, 768, 6, 6, 6, 32000, 256),        # of stories15M.bin
+          "135M": (576, 1536, 30, 9, 3, 49152, 2048),    # of SmolLM2-135M
+          "7B, one layer": (4096, 11008, 1, 32, 32, 512, 2048)}
+
+
+def write_model(path, dim, hidden, layers, heads, kv_heads, vocab, context, norm=None):
+    """Random weights in a shape, and a tokenizer of its vocabulary beside them. norm: the weights of the norms, if they
+    are not random, too."""
+    kv_dim = dim // heads * kv_heads
+    sizes = [(vocab * dim, False), (layers * dim, True), (layers * dim * (2 * dim + 2 * kv_dim), False),
+             (layers * dim, True), (3 * layers * hidden * dim, False), (dim, True)]
+    rng = random.Random(1)
+    numbers = [rng.gauss(0, 0.06) for _ in range(1 << 20)]
+    with open(path, "wb") as file:
+        file.write(struct.pack("<7i", dim, hidden, layers, heads, kv_heads, vocab, context))
+        turn = 0
+        for size, is_norm in sizes:
+            if is_norm and norm is not None:
+                file.write(array("f", [norm]).tobytes() * size)
+                continue
+            for start in range(0, size, 1 << 20):
+                turn = (turn + 127) % (1 << 20)
+                rotated = numbers[turn:] + numbers[:turn]
+                file.write(array("f", rotated[:min(1 << 20, size - start)]).tobytes())
+        file.write(bytes(4 * context * (dim // heads)))
+    with open(os.path.join(os.path.dirname(path), "tokenizer.bin"), "wb") as file:
+        file.write(struct.pack("<i", 6) + b"".join(struct.pack("<fi", 0, 6) + b"%06d" % i for i in range(vocab)))
+
+
+def command_figures(name, python, *command, out=None):
+    """Seconds and megabytes that a command takes, in a process of its own; out: a file for its standard output."""
+    begin = time.perf_counter()
+    with open(out or os.devnull, "wb") as target:
+        process = subprocess.Popen([python, *command], stdout=target, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, command
+    return {f"{name}: seconds": time.perf_counter() - begin, f"{name}: MB": usage.ru_maxrss / 1000}
+
+
+def measure_audit(python, path, options, steps, turn):
+    """A run, a secret of its model, the audit and the verification."""
+    log, dump, secret = (os.path.join(os.path.dirname(path), name) for name in ("log", "dump", "secret"))
+    program, tracing = os.path.join(HERE, "llama2.py"), os.path.join(HERE, "trace.py")
+    if MAPPED in path:
+        program = os.path.join(os.path.dirname(path), "mapped.py")
+        with open(program, "w") as file:
+            file.write(f"import sys; sys.path.insert(0, {HERE!r}); import llama2; llama2.free_memory = lambda: 0\n"
+                       "from llama2_py.command import main; sys.exit(main())")
+    figures = {}
+    if turn == 0:
+        figures = {**command_figures("the run, with log and dump", python, program, path, *options, "-n", str(steps),
+                                     "--trace", log, "--trace-level", "op", "--dump", dump),
+                   **command_figures("the secret", python, tracing, "secret", path, out=secret),
+                   "KB of the secret": os.path.getsize(secret) / 1000,
+                   "KB of the log, a step": os.path.getsize(log) / 1000 / steps,
+                   "KB of the dump, a step": os.path.getsize(dump) / 1000 / steps}
+    audit = command_figures("the audit", python, tracing, "audit", log, dump, secret)
+    verification = command_figures("the verification", python, program, path, "--verify", log)
+    share = 100 * audit["the audit: seconds"] / verification["the verification: seconds"]
+    return {**figures, **verification, **audit, "the audit: % of the verification's seconds": share}
+
+
+MAPPED = "7B"  # in the name of a model's file: its weights, which would take 8 GB, are read from the map
+
+
+def measure_audits(pythons, rounds=3):
+    """Print a table of audits beside verifications, in turns."""
+    figures = {}
+    for name, steps, options in [("260K", 200, ["-s", "1"]), ("15M", 64, ["-s", "1"]), ("15M", 64, ["-t", "0"]),
+                                 ("135M", 16, ["-s", "1"]), ("7B, one layer", 16, ["-s", "1"])]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, f"{name}.bin")
+            if name in SHAPES:
+                write_model(path, *SHAPES[name], norm=1.0)
+            else:
+                shutil.copy(MODEL, path)
+                shutil.copy(os.path.join(os.path.dirname(MODEL), "tokenizer.bin"), folder)
+            for turn in range(rounds):
+                for python in pythons:
+                    column = figures.setdefault((f"{name}, {steps} steps,", " ".join(options), python), {})
+                    for figure, value in measure_audit(python, path, options, steps, turn).items():
+                        column.setdefault(figure, []).append(value)
+                print(f"{name}: round {turn + 1} of {rounds}", file=sys.stderr)
+    print_table(pythons, figures)
+
+
+def print_table(pythons, figures):
+    """A column for each (name, what of it, Python), a row for each figure: the median and the extremes."""
+    versions = {python: subprocess.run([python, "-c", "import platform; print(platform.python_version())"],
+                                       stdout=subprocess.PIPE,
+                                       text=True).stdout.strip() for python in pythons}
+    print("| | " + " | ".join(f"{name} {arithmetic}, {versions[python]}" for name, arithmetic,
+                              python in figures) + " |")
+    print("|---" * (len(figures) + 1) + "|")
+    for figure in dict.fromkeys(figure for column in figures.values() for figure in column):
+        cells = []
+        for column in figures.values():
+            values = sorted(column.get(figure, []))
+            cells.append(f"{statistics.median(values):.3g} ({values[0]:.3g} to {values[-1]:.3g})" if values else "")
+        print(f"| {figure} | " + " | ".join(cells) + " |")
+
+
 def measure(pythons, rounds=5):
     """Print a table of what is measured, a column for each model, dialect and Python."""
     with tempfile.TemporaryDirectory() as folder:
-        # the shape of stories15M.bin; random weights, the tokenizer's vocabulary
         large = os.path.join(folder, "15M.bin")
-        dim, hidden, layers, vocab, context = 288, 768, 6, 32000, 256
-        weights = vocab * dim + 2 * layers * dim + layers * (4 * dim * dim + 3 * hidden * dim) + dim
-        rng = random.Random(1)
-        numbers = [rng.gauss(0, 0.06) for _ in range(1 << 20)]
-        with open(large, "wb") as file:
-            file.write(struct.pack("<7i", dim, hidden, layers, 6, 6, vocab, context))
-            for start in range(0, weights, 1 << 20):
-                rotated = numbers[start >> 13:] + numbers[:start >> 13]
-                file.write(array("f", rotated[:min(1 << 20, weights - start)]).tobytes())
-            file.write(bytes(4 * context * 48))
-        with open(os.path.join(folder, "tokenizer.bin"), "wb") as file:
-            file.write(struct.pack("<i", 6) + b"".join(struct.pack("<fi", 0, 6) + b"%06d" % i for i in range(vocab)))
+        write_model(large, *SHAPES["15M"])
         figures = {}
         for turn in range(rounds):
             for name, path, steps in ("260K", MODEL, {"exact": 200, "c": 40}), ("15M", large, {"exact": 8, "c": 2}):
@@ -299,18 +392,7 @@ def measure(pythons, rounds=5):
                             for figure, value in json.loads(done.stdout).items():
                                 column.setdefault(figure, []).append(value)
             print(f"round {turn + 1} of {rounds}", file=sys.stderr)
-    versions = {python: subprocess.run([python, "-c", "import platform; print(platform.python_version())"],
-                                       stdout=subprocess.PIPE,
-                                       text=True).stdout.strip() for python in pythons}
-    print("| | " + " | ".join(f"{name} {arithmetic}, {versions[python]}" for name, arithmetic,
-                              python in figures) + " |")
-    print("|---" * (len(figures) + 1) + "|")
-    for figure in dict.fromkeys(figure for column in figures.values() for figure in column):
-        cells = []
-        for column in figures.values():
-            values = sorted(column.get(figure, []))
-            cells.append(f"{statistics.median(values):.3g} ({values[0]:.3g} to {values[-1]:.3g})" if values else "")
-        print(f"| {figure} | " + " | ".join(cells) + " |")
+    print_table(pythons, figures)
 
 
 if __name__ == "__main__":
@@ -318,5 +400,7 @@ if __name__ == "__main__":
         part, path, arithmetic, *more = sys.argv[2:]
         more = [int(value) if value.isdecimal() else value for value in more]
         print(json.dumps(globals()[f"measure_{part}"](path, arithmetic, *more)))
+    elif sys.argv[1:2] == ["--audit"]:
+        measure_audits(sys.argv[2:] or [sys.executable])
     else:
         measure(sys.argv[1:] or [sys.executable])

@@ -32,6 +32,7 @@ from typing import Any, Protocol
 # ----------------------------------------------------------------------------
 # Rounding
 
+FLOAT32 = Struct("f")
 BYTE_ORDER = "" if sys.byteorder == "little" else "<"  # for struct: little endian; its native form is read faster
 
 
@@ -67,9 +68,10 @@ def from_bytes(data: bytes) -> array:
 
 def running_sums(values: Iterable[float]) -> Iterator[float]:
     """values (n) -> (n): the sums of the first 1, 2, ... of them, left to right, each rounded."""
+    pack_one, unpack_one = FLOAT32.pack, FLOAT32.unpack  # r, without its two calls: half of the time
     total = 0.0
     for value in values:
-        total = r(total + value)
+        (total,) = unpack_one(pack_one(total + value))
         yield total
 
 

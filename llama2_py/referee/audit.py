@@ -9,23 +9,16 @@ which is computed again and compared to the bit: norms (whose rows S has), RoPE'
 values, SwiGLU, residuals, the sampled token. A product y = W x is tested by a vector s that the author does not know:
 s y must be (s W) x, but for the rounding of y. For q and k, which RoPE has turned, the turn is undone first.
 
-The limit. Each element of y errs by up to u |y_i|, u = 2^-24; turned and turned back, a pair errs by up to 5 u times its
-length. Since the signs of s are independent coins, the errors' sum exceeds 8 times their root of squares with a
-probability of 2 exp(-32) = 3e-14 (Hoeffding's inequality), and never the root of n times it. So the limit is u |y|
-times the smaller of both, and what float64 adds. A change of one element by more than twice that is always seen; changes of several that
-cancel in s y pass by chance, with a probability of about the limit over their size.
-
 What it does not show: a product changed by less than its own rounding. And whoever knows S can cheat.
 
 The audit goes layer by layer, and through a layer position by position, so that it holds one operation's numbers and
 one layer's keys and values. Of an executor each job has some positions, and reads the keys and values before them.
 """
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from math import hypot, inf, isfinite, sqrt
-from operator import mul
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import llama2
@@ -40,95 +33,12 @@ from llama2_py.log.reading import Trace
 from llama2_py.log.show import text_of
 from llama2_py.referee.dispute import ROTATED, compute
 from llama2_py.referee.dump import Dump
+from llama2_py.referee.freivalds import ROUNDINGS, ROUNDINGS_ROTATED, Probe, part_of_limit, turned_back
 from llama2_py.referee.judge import BAD_NUMBERS
-from llama2_py.referee.secret import LARGEST, Probe, Secret
+from llama2_py.referee.secret import Secret
+from llama2_py.referee.tally import Tally
 
-U = 2.0**-24               # the relative error of one rounding
-DEVIATIONS = 8             # roots of squares that a sum with random signs exceeds with a probability of 3e-14
-ROUNDINGS = 1              # of an element of a product
-ROUNDINGS_ROTATED = 5      # of one that was turned, turned back, and shares the errors of its pair
-SLACK = 1 + 2.0**-20       # for errors of errors
-SUM = 2.0**-52             # what a float64 sum of n errs by at most, over n and its parts
-TINY = 2.0**-147           # more than the rounding of a subnormal number, turned and turned back
-POSITIONS = 64             # of a job
-
-# ----------------------------------------------------------------------------
-# Products
-
-
-def part_of_limit(probe: Probe, x: Sequence[float], y: Sequence[float], roundings: int) -> float:
-    """x (d), y (n), as if W x: the difference of s y and (s W) x, over its limit; inf if a number is not finite."""
-    difference = sum(map(mul, probe.s, y)) - sum(map(mul, probe.image, x))
-    n, d, length = len(y), len(x), hypot(*y)
-    rounding = LARGEST * roundings * U * SLACK * min(DEVIATIONS, sqrt(n)) * length
-    sums = SUM * (LARGEST * n**1.5 * length + probe.size * d**1.5 * hypot(*x))
-    limit = rounding + sums + TINY * n
-    if not isfinite(limit) or not isfinite(difference):
-        return inf
-    return abs(difference) / limit
-
-
-def turned_back(x: Sequence[float], cos: Sequence[float], sin: Sequence[float]) -> list[float]:
-    """x (heads * hs), cos and sin (hs / 2), as in llama2.rope -> (heads * hs), float64: what was turned."""
-    heads = len(x) // (2 * len(cos))
-    squares = [c * c + s * s for c, s in zip(cos, sin, strict=True)]  # not quite 1, since both are rounded
-    cosines = [c / v for c, v in zip(cos, squares, strict=True)] * heads
-    sines = [s / v for s, v in zip(sin, squares, strict=True)] * heads
-    result = [0.0] * len(x)
-    quads = list(zip(x[0::2], x[1::2], cosines, sines, strict=True))
-    result[0::2] = [a * c + b * s for a, b, c, s in quads]
-    result[1::2] = [b * c - a * s for a, b, c, s in quads]
-    return result
-
-
-# ----------------------------------------------------------------------------
-# What was found
-
-
-@dataclass
-class Tally:
-    """What the audit of some positions found."""
-    products: int = 0   # tested, and right to within rounding
-    exact: int = 0      # other operations, right to the bit
-    tokens: int = 0     # that follow from the logits, or from the prompt
-    texts: int = 0      # that follow from the tokens; 0 without a tokenizer
-    largest: float = 0.0     # part of a limit that a product used
-    largest_at: str = ""
-    missing: dict[str, int] = field(default_factory=dict)  # operations whose numbers, or inputs, the dump lacks
-    first_missing: int = 0   # the index of the first one's line; 0: there is none
-    faults: int = 0          # lines that are not right
-    first_fault: tuple[int, tuple] = (0, ())  # the index of the first one's line; what its VerificationError says
-
-    def fault(self, event: int, *said: Any) -> None:
-        """Take a fault: a VerificationError's where, field, expected and got."""
-        if not self.faults or event < self.first_fault[0]:
-            self.first_fault = event, said
-        self.faults += 1
-
-    def lack(self, event: int, op: str, count: int = 1) -> None:
-        """Take an operation that cannot be audited."""
-        self.missing[op] = self.missing.get(op, 0) + count
-        if not self.first_missing or event < self.first_missing:
-            self.first_missing = event
-
-    def used(self, part: float, where: str) -> None:
-        """Take the part of its limit that a product used."""
-        if part > self.largest:
-            self.largest, self.largest_at = part, where
-
-    def add(self, other: "Tally") -> None:
-        """Take what another tally found, of other positions."""
-        self.products += other.products
-        self.exact += other.exact
-        self.tokens += other.tokens
-        self.texts += other.texts
-        self.used(other.largest, other.largest_at)
-        for op, count in other.missing.items():
-            self.lack(other.first_missing, op, count)
-        if other.faults:
-            self.fault(other.first_fault[0], *other.first_fault[1])
-            self.faults += other.faults - 1
-
+POSITIONS = 64  # of a job
 
 # ----------------------------------------------------------------------------
 # The audit of some positions
@@ -394,6 +304,8 @@ class Audit:
     head: str        # SIZE:ROOT
     published: bool  # was this head given by the caller? if not, it was computed from the file alone
     text: str        # what the log says that the run told
+    header: dict     # what the log says of the run, which its author chose
+    ended: bool      # did the run end? if not, its log was cut short
     tally: Tally
     first_missing: str = ""  # the place of the first operation that was not audited
 
@@ -421,31 +333,28 @@ def open_tokenizer(path: str, log: Trace) -> Any:
     tokenizer = llama2.load_tokenizer(path, header["config"]["vocab_size"])
     if tokenizer.sha256 != header["tokenizer"]:
         raise VerificationError(log.where(0), "tokenizer", tokenizer.sha256, header["tokenizer"])
-    if header["prompt"]:  # otherwise the tokens may have been given by themselves
-        own = tokenizer.encode(header["prompt"])
-        if own != header["tokens"]:
-            raise VerificationError(log.where(0), "tokens", own, header["tokens"])
+    prompt, tokens = header["prompt"], header["tokens"]
+    if len(prompt) > len(tokens) * max(map(len, tokenizer.vocab)):  # before much time goes into it
+        raise VerificationError(log.where(0), "tokens", f"those of {len(prompt)} characters", tokens)
+    if prompt:  # otherwise the tokens may have been given by themselves
+        own = tokenizer.encode(prompt)
+        if own != tokens:
+            raise VerificationError(log.where(0), "tokens", own, tokens)
     return tokenizer
 
 
-def audit_positions(log: Any, dump: str, secret: Any, root: str | None, tokenizer: str | None, first: int, last: int
-                    ) -> Tally:
-    """Audit positions first .. last - 1 of a run, in any process."""
+def audit_range(log: Trace, dump: str, secret: Secret, tokenizer: Any, positions: range) -> Tally:
+    """Audit positions of a run, whose files but for the dump are open."""
+    with contextlib.closing(Dump(dump, Layout(log.header), secret.config, len(log.steps))) as numbers:
+        return Auditor(log, numbers, secret, tokenizer).audit(positions)
+
+
+def audit_job(log: Any, dump: str, secret: Any, head: str, tokenizer: str | None, positions: range) -> Tally:
+    """Audit positions of a run in any process."""
     kept = Secret(secret)
-    trace = open_log(log, root, kept)
-    numbers = Dump(dump, Layout(trace.header), kept.config, len(trace.steps))
+    trace = open_log(log, head, kept)
     words = None if tokenizer is None else open_tokenizer(tokenizer, trace)
-    try:
-        return Auditor(trace, numbers, kept, words).audit(range(first, last))
-    finally:
-        numbers.close()
-
-
-def tallies(submit: Callable, steps: int, *given: Any) -> Iterable[Tally]:
-    """The audits of all positions, by the jobs of an executor."""
-    firsts = range(0, steps, POSITIONS)
-    jobs = [submit(audit_positions, *given, first, min(first + POSITIONS, steps)) for first in firsts]
-    return [job.result() for job in jobs]
+    return audit_range(trace, dump, kept, words, positions)
 
 
 def audit(log: str | os.PathLike | bytes, dump: str, secret: str | os.PathLike | bytes, root: str | None = None,
@@ -453,30 +362,39 @@ def audit(log: str | os.PathLike | bytes, dump: str, secret: str | os.PathLike |
     """Audit a run, by its log, its numbers and a secret of its model -> what was found to be so.
 
     root is the head that was published, [SIZE:]HEX; tokenizer the tokenizer's file, if the texts are to be compared.
-    With an executor (concurrent.futures: processes, Dask, Ray, MPI) positions are audited side by side. Operations of which
-    the dump lacks numbers are not audited, and counted in the tally's `missing`. Raises VerificationError at the first
-    line that is not right, ValueError or OSError for files that cannot be used.
+    With an executor (concurrent.futures: processes, Dask, Ray, MPI) positions are audited side by side. Operations of
+    which the dump lacks numbers are not audited, and counted in the tally's `missing`. Raises VerificationError at the
+    first line that is not right, ValueError or OSError for files that cannot be used.
     """
-    trace = open_log(log, root, Secret(secret))
-    steps, head = len(trace.steps), trace.head()
-    given = log, dump, secret, head, tokenizer
+    kept = Secret(secret)
+    trace = open_log(log, root, kept)
+    words = None if tokenizer is None else open_tokenizer(tokenizer, trace)
+    positions = range(len(trace.steps))
     total = Tally()
     if executor is None:
-        total = audit_positions(*given, 0, steps)
+        total = audit_range(trace, dump, kept, words, positions)
     else:
-        for tally in tallies(executor.submit, steps, *given):
-            total.add(tally)
-    rest = len(trace) - 1 - steps * trace.per_step  # lines of a step that the run did not end
+        parts = [positions[first:first + POSITIONS] for first in positions[::POSITIONS]]
+        jobs = [executor.submit(audit_job, log, dump, secret, trace.head(), tokenizer, part) for part in parts]
+        for job in jobs:
+            total.add(job.result())
+    return concluded(trace, total, root is not None)
+
+
+def concluded(log: Trace, total: Tally, published: bool) -> Audit:
+    """What an audit of all steps found. Raises VerificationError if something is not right."""
+    steps = len(log.steps)
+    rest = len(log) - 1 - steps * log.per_step  # lines of a step that the run did not end
     if rest:
-        total.lack(len(trace) - rest, "lines after the last step", rest)
+        total.lack(len(log) - rest, "lines after the last step", rest)
     if total.faults:
         _, said = total.first_fault
         error = VerificationError(*said)
         if total.faults > 1:
             error.hint = f" (and {total.faults - 1} more)"
         raise error
-    found = Audit(trace.path, steps, bool(trace.root) and not total.missing, head, root is not None, text_of(trace),
-                  total)
+    found = Audit(log.path, steps, log.root is not None and not total.missing, log.head(), published, text_of(log),
+                  log.header, log.root is not None, total)
     if total.first_missing:
-        found.first_missing = trace.where(total.first_missing)
+        found.first_missing = log.where(total.first_missing)
     return found

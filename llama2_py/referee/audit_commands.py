@@ -5,7 +5,7 @@ from typing import TextIO
 
 from llama2_py.console import quoted
 from llama2_py.engine.models import open_checkpoint
-from llama2_py.log.formats import read
+from llama2_py.log.reading import Trace
 from llama2_py.log.show import show_fields
 from llama2_py.referee.audit import Audit, audit
 from llama2_py.referee.secret import make_secret
@@ -43,11 +43,10 @@ def show_audit(found: Audit, with_texts: bool, out: TextIO) -> None:
         out.write(f"not audited, for want of numbers: {ops}; the first is {found.first_missing}\n")
     if not with_texts:
         out.write("the texts were not compared with the tokens: that takes the tokenizer's file (-z)\n")
-    log = read(found.path)
-    if not log.root:
+    if not found.ended:
         out.write("the log is incomplete: its run was cut short, and it is audited as far as it goes\n")
-    out.write(f"{log.chosen_by}\n")
-    show_fields({name: log.header[name] for name in SHOWN if name in log.header}, out)
+    out.write(f"{Trace.chosen_by}\n")
+    show_fields({name: found.header[name] for name in SHOWN if name in found.header}, out)
     out.write(f"the text of these steps:\n    {quoted(found.text, 4)}\n")
     basis = "as published" if found.published else (
         "only recomputed from the file itself; compare it with the one that was published")

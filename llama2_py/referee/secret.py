@@ -3,10 +3,7 @@ longer has (R. Freivalds, 1979).
 
     python3 trace.py secret stories15M.bin > S    # one pass over the model; keep S from those whose runs you audit
 
-For each matrix W (n, d) a vector s (n) is drawn from the system's entropy, and s W (d) is kept. For a true product
-y = W x, s y is (s W) x, but for rounding; whoever changes y without knowing s changes s y. Each element of s is 1 to
-1.25, its sign a coin's and its size one of 65,536. So a change of one element is always seen, and changes of several
-cancel by chance alone: with signs only, half of all pairs of equal changes would.
+For each matrix W (n, d) a vector s (n) is drawn from the system's entropy, and s W (d) is kept (freivalds.py).
 
 A secret is a line of JSON, then binary parts in the order of the tree over the weights, then the SHA-256 of all before:
 
@@ -22,7 +19,6 @@ import json
 import os
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import fsum, isfinite
 from operator import mul
 from struct import pack, unpack_from
@@ -34,11 +30,12 @@ from llama2_py.engine.graph import NORMS
 from llama2_py.engine.models import AnyCheckpoint
 from llama2_py.log.events import MAX_LINE, encode, fits_config, is_hash
 from llama2_py.log.weights import Leaves, weights_root
+from llama2_py.referee.freivalds import Probe
 
 FORMAT = "llama2.py secret 1"
 MOST_SECRETS = 16    # vectors s for each matrix
-LARGEST = 1.25       # of the sizes of s
-STEPS = 2**18        # sizes are multiples of 1 / STEPS: with a weight's 24 bits they make products that are exact
+MOST_BYTES = 2**27   # of a secret: one of a model of 70B has 77 million
+STEPS = 2**18        # sizes of s are 1 to 1.25 in steps of 1 / STEPS: times a weight of 24 bits, they are exact
 BLOCK = 256          # rows that are summed together: more take more memory, fewer leave more sums to be summed
 HASH = 32            # bytes
 NORM_NAMES = tuple(NORMS.values())
@@ -159,19 +156,11 @@ def has_product(config: Config, name: str) -> bool:
 # Reading
 
 
-@dataclass
-class Probe:
-    """s and s W of a matrix W (n, d)."""
-    s: tuple[float, ...]      # (n)
-    image: tuple[float, ...]  # s W, (d)
-    size: float               # no element of s W has parts whose sizes add up to more
-
-
 class Secret:
     """A secret as read. Raises ValueError, naming what is wrong, for a file that is none, or not whole."""
 
     def __init__(self, source: str | os.PathLike | bytes):
-        self.path, self.data = read_source(source)
+        self.path, self.data = read_source(source, MOST_BYTES)
         end = self.data.find(b"\n", 0, MAX_LINE)
         self.header = self._header(self.data[:max(end, 0)])
         self.weights: str = self.header["weights"]
