@@ -87,7 +87,7 @@ def probe_bytes(s: list[float], sums: list[array]) -> bytes:
     columns = list(zip(*sums, strict=True))
     image = list(map(fsum, columns))
     size = max(fsum(map(abs, column)) for column in columns)
-    if not isfinite(size):
+    if not all(map(isfinite, image)):
         raise ValueError("a weight is not finite")
     return to_bytes(s) + doubles([*image, size])
 
