@@ -226,6 +226,22 @@ def test_one_element_of_any_operation_is_noticed_at_its_place(files, secrets, tm
     assert error.field == ("the product's difference" if op in graph.PRODUCTS else "sha256")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("op, layer", graph.sequence(2))
+def test_one_element_is_noticed_in_20_places_of_every_operation(files, secrets, tmp_path, op, layer):
+    rng = random.Random(f"{op} {layer}")
+    for _ in range(20):
+        at = rng.randrange(STEPS), layer, op
+        by = rng.choice([-1, 1]) * 10.0**rng.randrange(-3, 2)
+        author = OneElement(tmp_path, files["grouped"]).change(at, rng.randrange(10**6), by)
+        try:
+            author.run()
+        except ValueError:  # logits that are too large for the sampler
+            continue
+        error = fault(author, secrets["grouped"])
+        assert graph.place(op, layer, at[0]) in error.where
+
+
 def test_one_logit_a_step_that_forces_a_text_is_noticed(files, secrets, tmp_path):
     error = fault(Forcing(tmp_path, files["grouped"]).run(), secrets["grouped"])
     assert "position 0, logits" in error.where and error.field == "the product's difference"

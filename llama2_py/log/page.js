@@ -1,12 +1,12 @@
 "use strict";
-// The script of a page: page.py sets it into page.html.
+// page.py sets this into page.html.
 const $ = id => document.getElementById(id);
 const on = (target, type, act) => target.addEventListener(type, act);
 const say = (id, text) => { $(id).textContent = text; };
 const show = parts => Object.entries(parts).forEach(([id, is]) => { $(id).hidden = !is; });
 let data;
 
-// ---- SHA-256 (FIPS 180-4). Its constants are the first bits of the fractional parts of roots of primes.
+// ---- SHA-256 (FIPS 180-4). Constants: bits of roots of primes.
 const ROUND = [], START = [];
 for (let n = 2, primes = []; ROUND.length < 64; n++) {
   if (primes.some(prime => n % prime === 0)) continue;
@@ -44,7 +44,8 @@ function sha256(message) {
 const hex = bytes => Array.from(bytes, b => b.toString(16).padStart(2, "0")).join("");
 const unhex = text => Uint8Array.from(text.match(/../g), pair => parseInt(pair, 16));
 const joined = (first, ...parts) => Uint8Array.from([first, ...parts.flatMap(part => [...part])]);
-const leafHash = line => sha256(joined(0, new TextEncoder().encode(line)));
+const utf8 = text => new TextEncoder().encode(text);
+const leafHash = line => sha256(joined(0, utf8(line)));
 const nodeHash = (left, right) => sha256(joined(1, left, right));
 
 // ---- The tree of RFC 6962: the left half of n leaves has the largest power of two below n.
@@ -67,24 +68,26 @@ function path(index) {  // from the leaf up: the sibling, and whether it is on t
 }
 const head = root => data.leaves.length + ":" + hex(root);
 
-// ---- What the lines say. `events` and all that follows from it is read from the lines that are hashed.
+// ---- What the lines say. All is read from the lines that are hashed.
 let events = [], header, layers, heads, given, pieces, coins, perStep;
 const problems = [];  // [step or -1, what is wrong]
 const complain = (step, text) => problems.push([step, (step < 0 ? "" : "Step " + step + ": ") + text]);
 const escape = c => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0");
 const written = event => JSON.stringify(event).replace(/[\x7f-\uffff]/g, escape);  // as Python writes it
-const blank = line => line.replace(/([:,[])[-+.e\d]+(?=[,}\]])/g, "$1#");  // Python writes 1.0 where a script writes 1
-function parsed(line, names) {  // an event, or undefined
+const blank = line => line.replace(/([:,[])[-+.e\d]+(?=[,}\]])/g, "$1#");  // Python writes 1.0, a script 1
+function parsed(line, names) {
   try {
     const event = JSON.parse(line);
     return Object.keys(event).join() === names && blank(written(event)) === blank(line) ? event : undefined;
   } catch { }
 }
 function readLines() {
-  header = parsed(data.lines[0],
-    "format,model,weights,config,tokenizer,arithmetic,rng,temperature,p_value,seed,steps,level,prompt,tokens");
+  const [line] = data.lines,
+    names = "format,model,weights,config,tokenizer,arithmetic,rng,temperature,p_value,seed,steps,level,prompt,tokens";
+  header = parsed(line, names) ?? parsed(line, names.replace("seed", "seed,nonce"));
   if (!header || header.format !== "llama2.py trace 2") throw new Error("its first line is no header");
-  header.seed = data.lines[0].match(/"seed":(\d+)/)[1];  // may exceed 2^53
+  header.seed = line.match(/"seed":(\d+)/)[1];  // may exceed 2^53
+  if (header.nonce && header.seed !== seedOf(line)) complain(-1, "Its seed does not follow from its nonce.");
   given = header.tokens.length;
   ({ n_layers: layers, n_heads: heads } = header.config);
   perStep = { step: 1, layer: layers + 1, op: 14 * layers + 3 }[header.level];
@@ -100,6 +103,10 @@ function readLines() {
   if (head(subtree(0, data.leaves.length)) !== data.head)
     complain(-1, "The lines do not lead to the head that this page states, " + data.head + ".");
 }
+function seedOf(line) {  // that follows from a header
+  const hash = sha256(utf8(line.replace(/"seed":\d+/, '"seed":0')));
+  return String(new DataView(hash.buffer).getBigUint64(0, true) || 1n);
+}
 function checkStep(event, i) {
   if (!event) return complain(i, "its line is not one of a log.");
   const before = i ? events[i - 1]?.next : header.tokens[0];
@@ -112,15 +119,15 @@ function checkStep(event, i) {
 function bytesOf(text) {  // bytes that are no text by themselves stand as \xHH
   const parts = text.split(/\\x([89a-f][0-9a-f])/), out = [];
   parts.forEach((part, i) => {
-    for (const byte of i % 2 ? [parseInt(part, 16)] : new TextEncoder().encode(part)) out.push(byte);
+    for (const byte of i % 2 ? [parseInt(part, 16)] : utf8(part)) out.push(byte);
   });
   return Uint8Array.from(out);
 }
-function readText() {  // each character stands with the token that completes its bytes
+function readText() {  // a character stands with the token that completes it
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   pieces = events.map(event => decoder.decode(bytesOf(event.text), { stream: true }));
 }
-function readCoins() {  // xorshift64*, from the header's seed
+function readCoins() {  // xorshift64*
   const mask = 2n ** 64n - 1n;
   let state = BigInt(header.seed);
   coins = events.map((event, i) => {
@@ -134,7 +141,7 @@ function readCoins() {  // xorshift64*, from the header's seed
 const sorted = () => ![0, 1].includes(Math.fround(header.p_value));
 
 // ---- What the log does not commit to, beside what it says
-const ROUNDED = 2e-3;  // more than the rounding of probabilities adds up to
+const ROUNDED = 2e-3;  // more than roundings add up to
 const sum = list => list.reduce((total, c) => total + c[1], 0);
 function checkSeen(step, i) {
   const { next, text, token } = events[i], name = data.words[next];
@@ -168,7 +175,7 @@ function element(tag, text = "", className = "") {
   made.className = className;
   return made;
 }
-// What cannot be seen, or turns the direction of other text, is escaped; but emoji need U+200D between them
+// What is invisible or turns other text is escaped; but emoji need U+200D between them
 const codes = c => Array.from({ length: c.length }, (_, i) => escape(c[i])).join("");
 const visible = text => text.replace(/(?! |\n|\u200d)[\p{C}\p{Z}]/gu, codes);
 const lineEnds = text => visible(text).replace(/\n/g, "\u23ce");
@@ -196,14 +203,13 @@ function drawText() {
     return button;
   });
 }
+const press = is => Object.assign(tokens[chosen], { ariaPressed: is, tabIndex: is - 1 });
 function choose(i) {
   const focused = document.activeElement === tokens[chosen];
-  tokens[chosen].ariaPressed = "false";
-  tokens[chosen].tabIndex = -1;
+  press(false);
   chosen = Math.max(0, Math.min(events.length - 1, +i));
-  tokens[chosen].ariaPressed = "true";
-  tokens[chosen].tabIndex = 0;
-  if (focused) tokens[chosen].focus();  // whoever walks elsewhere stays there
+  press(true);
+  if (focused) tokens[chosen].focus();
   say("now", `Step ${chosen}: after ${nameAt(chosen)} ${chosen + 1 < given ? "was given" : "came"} ${named(chosen)} ` +
     `(token ${events[chosen].next})`);
   $("back").disabled = !chosen;
@@ -211,7 +217,7 @@ function choose(i) {
   if (data.steps) { drawNet(); drawCandidates(); drawLens(); drawMap(); }
   $("line").value = data.lines[chosen + 1];
   prove();
-  try { history.replaceState(null, "", "#" + chosen); } catch { }  // may be refused
+  try { history.replaceState(null, "", "#" + chosen); } catch { }
 }
 
 // ---- The map of the network
@@ -286,7 +292,7 @@ function drawLens() {
 }
 
 // ---- Attention
-const NAMES = 76, CELL = 10, GAP = 5;  // pixels: the names above the map, a row, and what separates layers
+const NAMES = 76, CELL = 10, GAP = 5;  // pixels: the names above, a row, between layers
 function weightsOf(l, h) {  // of the chosen step: two digits of base 32 each, in thousandths
   const n = chosen + 1, text = data.steps[chosen].weights, from = 2 * n * (l * heads + h);
   return Array.from({ length: n }, (_, t) => parseInt(text.substr(from + 2 * t, 2), 32) / 999);
@@ -316,7 +322,7 @@ function drawMap() {
   draw.fillStyle = ink;
   draw.font = "11px system-ui, sans-serif";
   for (let t = 0; t < n; t++) {
-    draw.setTransform(0, -ratio, ratio, 0, ratio * (t * wide + wide / 2 + 4), ratio * (NAMES - 4));  // upwards
+    draw.setTransform(0, -ratio, ratio, 0, ratio * (t * wide + wide / 2 + 4), ratio * (NAMES - 4));
     draw.fillText(nameAt(t), 0, 0, NAMES - 8);
   }
   drawHead(weightsOf(layer, headNumber));
@@ -331,7 +337,7 @@ function drawHead(own) {
   $("head").value = headNumber;
   markNet();
 }
-function under(event) {  // the layer, head and position under the pointer
+function under(event) {  // what is under the pointer
   const y = Math.max(0, event.offsetY - NAMES), block = heads * CELL + GAP;
   const l = Math.min(layers - 1, y / block | 0), h = Math.min(heads - 1, (y - l * block) / CELL | 0);
   return [l, h, Math.min(chosen, event.offsetX / columnWidth() | 0)];
@@ -380,7 +386,7 @@ function prove() {
     (now === data.head ? "." : `, not to ${data.head}, which this page states.`));
   $("state").className = changed ? "changed hash" : now === data.head ? "hash" : "hash alarm";
 }
-function headIn(text) {  // any form in which a head is printed -> [size or undefined, root]
+function headIn(text) {  // any form of a head -> [size or undefined, root]
   const plain = text.match(/^(?:[^:]*root[^:]*: *)?(?:(\d+):)?([0-9a-f]{64})(?:,.*)?$/i) ||
     text.match(/^\{"size":(\d+),"root":"([0-9a-f]{64})"\}$/);
   if (plain) return [plain[1], plain[2].toLowerCase()];
@@ -400,20 +406,21 @@ function compare() {
 
 // ---- The beginning
 function drawHeader() {
-  const { temperature, prompt, tokens: first, level, steps, model, p_value, seed, arithmetic } = header;
+  const { temperature, prompt, tokens: first, level, steps, model, p_value, seed, nonce, arithmetic } = header;
   say("h-model", model);
   say("h-steps", steps);
   say("h-begun", prompt ? "after the prompt " + visible(JSON.stringify([...prompt].slice(0, 200).join(""))) :
     first.length === 1 && first[0] === 1 ? "without a prompt" : "after tokens that were given as numbers: " +
     first.slice(0, 50) + (first.length > 50 ? ",.." : ""));
-  say("h-how", temperature ? `drawing at temperature ${temperature}, top-p ${p_value}, seed ${seed}` :
+  say("h-how", temperature ? `drawing at temperature ${temperature}, top-p ${p_value}, seed ${seed}` +
+    (nonce ? ", by nonce " + nonce : "") :
     "taking the likeliest token");
   say("h-numbers", arithmetic === "exact" ? "exact arithmetic" : "dialect c of the arithmetic");
   say("h-level", level === "op" ? "operation" : level);
   say("h-done", events.length);
   show({ cut: events.length < steps && events.at(-1).next !== 1 });
 }
-function interest(step, i) {  // bits of the draw, different opinions of the layers, positions to look at
+function interest(step, i) {  // bits of the draw, opinions of the layers, positions
   const kept = step.top.filter(c => c[2] && c[1]), share = c => c[1] / (step.total ?? 1);
   const entropy = kept.reduce((bits, c) => bits - share(c) * Math.log2(share(c)), 0);
   return entropy + new Set(step.lens.map(c => c[0])).size + Math.min(i, 16) / 8;
@@ -424,7 +431,7 @@ function opening() {  // the chosen token with the most to see
   const scores = data.steps.map((step, i) => i < first ? -1 : interest(step, i));
   return scores.indexOf(Math.max(...scores));
 }
-function sharpest() {  // the head that looks hardest at one position between the first and its own
+function sharpest() {  // the head that looks hardest at one position
   let best = [0, 0], most = 0;
   for (let row = 0; row < layers * heads; row++) {
     const at = [row / heads | 0, row % heads], hardest = Math.max(...weightsOf(...at).slice(1, -1));
