@@ -511,11 +511,7 @@ def verify_by(args: argparse.Namespace) -> tuple[Trace, verification.Verdict]:
     text = None if args.text is None else console.read_file(args.text).decode(errors="surrogateescape")
     if args.root:
         log.check_head(args.root)  # before anything is computed
-    claims = {"nonce": args.nonce, "commitment": args.commitment}
-    made = {"nonce": log.header.get("nonce"), "commitment": commitment_of(log.header)}
-    for name, claimed in claims.items():
-        if claimed not in (None, made[name]):
-            raise VerificationError(log.where(0), name, claimed, made[name])
+    log.check_claims(args.nonce, args.commitment)
     if args.verify_iteration is not None:
         log.step(args.verify_iteration)
     with open_run(args, log) as run:

@@ -9,7 +9,8 @@ from typing import TextIO
 
 from llama2_py import console
 from llama2_py.log import formats
-from llama2_py.log.arguments import head_argument, root_argument, steps_argument
+from llama2_py.log.arguments import (hash_argument, head_argument, nonce_argument, root_argument,
+                                     steps_argument)
 from llama2_py.log.difference import differences
 from llama2_py.log.proofs import (checkpoint, prove, prove_growth, read_note, tlog_proof, verify_growth,
                                   verify_proof)
@@ -220,6 +221,8 @@ def add_audit(command: Callable) -> None:
     option = command("audit", run("audit"), "check every operation of a run by its log, its numbers (--dump) and a "
                      "secret, without the model", "log", "dump", "secret")
     option("--root", type=root_argument, metavar="[SIZE:]HEX", help="the head that was published for that log")
+    option("--nonce", type=nonce_argument, metavar="HEX", help="the nonce that was given for that run")
+    option("--commitment", type=hash_argument, metavar="HEX", help="the commitment that was given before")
     option("-z", "--tokenizer", help="its file, from which the texts follow")
     option("--partial", action="store_true", help="exit 0 even if the dump lacks numbers, so that some operations were "
            "not audited")

@@ -167,3 +167,19 @@ def test_a_proof_of_a_header_computes_the_seed_again(capfdbinary, run, tmp_path,
     (["--verify", "x", "--commitment", "ab"], "not 64 hexadecimal digits")])
 def test_options_that_do_not_go_together_are_refused(capfdbinary, model, options, message):
     assert message in failure(capfdbinary, *model, *options)
+
+
+def test_an_audit_takes_both_as_claims(capfdbinary, model, tmp_path):
+    code, out, _ = command(capfdbinary, *model, *OPTIONS, "--trace-level", "op", "--commit")
+    commitment = out.decode().strip()
+    more = ["--trace-level", "op", "--dump", tmp_path / "dump"]
+    tell(capfdbinary, model, tmp_path / "log", "--nonce", NONCE, *more)
+    code, secret, _ = command(capfdbinary, "secret", model[0], program=trace_command)
+    (tmp_path / "secret").write_bytes(secret)
+    audit = ["audit", tmp_path / "log", tmp_path / "dump", tmp_path / "secret"]
+    claims = ["--nonce", NONCE, "--commitment", commitment]
+    code, out, err = command(capfdbinary, *audit, *claims, program=trace_command)
+    assert code == 0 and f"  nonce: {NONCE}" in out.decode(), err
+    for wrong in ["--nonce", "ab" * 16], ["--commitment", "ab" * 32]:
+        message = failure(capfdbinary, *audit, *wrong, program=trace_command, code=1)
+        assert f"line 1: {wrong[0][2:]}: expected {wrong[1]}" in message

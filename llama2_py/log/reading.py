@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import merkle
 from llama2_py.console import VerificationError
-from llama2_py.log.events import MAX_LINE, Layout, read_header, read_line, too_long
+from llama2_py.log.events import MAX_LINE, Layout, commitment_of, read_header, read_line, too_long
 from llama2_py.log.writing import head
 
 
@@ -144,6 +144,13 @@ class Trace:
         if published not in (own, own.split(":")[1]):
             cut = "" if self.root else f", of a trace that was cut short after {len(self)} lines"
             raise VerificationError(self.path, "root", published, own + cut)
+
+    def check_claims(self, nonce: str | None, commitment: str | None) -> None:
+        """Raise VerificationError if the nonce, or the commitment, that was given for this run is not the header's."""
+        if nonce not in (None, self.header.get("nonce")):
+            raise VerificationError(self.where(0), "nonce", nonce, self.header.get("nonce"))
+        if commitment is not None and commitment != commitment_of(self.header):
+            raise VerificationError(self.where(0), "commitment", commitment, commitment_of(self.header))
 
 
 class Follow:

@@ -39,6 +39,7 @@ from llama2_py.referee.secret import Secret
 from llama2_py.referee.tally import Tally
 
 POSITIONS = 64  # of a job
+LIMITS = "difference of the product, in limits"
 
 # ----------------------------------------------------------------------------
 # The audit of some positions
@@ -202,8 +203,7 @@ class Auditor:
             roundings = ROUNDINGS_ROTATED
         part = max(part_of_limit(probe, vectors[0], y, roundings) for probe in probes)
         if part > 1:  # no more digits: each would tell the author something of s
-            limit, got = "at most the limit of rounding", f"{part:.0e} times the limit"
-            self.tally.fault(event, self._where(event), "the product's difference", limit, got)
+            self.tally.fault(event, self._where(event), LIMITS, "at most 1", f"{part:.0e}")
             return
         self.tally.products += 1
         self.tally.used(part, place(op, layer, pos))

@@ -5,6 +5,7 @@ from typing import TextIO
 
 from llama2_py.console import quoted
 from llama2_py.engine.models import open_checkpoint
+from llama2_py.log.formats import read
 from llama2_py.log.reading import Trace
 from llama2_py.log.show import show_fields
 from llama2_py.referee.audit import Audit, audit
@@ -24,6 +25,8 @@ def run_secret(args: argparse.Namespace, out: TextIO) -> int:
 
 def run_audit(args: argparse.Namespace, out: TextIO) -> int:
     """Audit a run, and print what was found to be so."""
+    if args.nonce or args.commitment:
+        read(args.log).check_claims(args.nonce, args.commitment)
     found = audit(args.log, args.dump, args.secret, args.root, None, args.tokenizer)
     show_audit(found, args.tokenizer is not None, out)
     return 0 if args.partial or not found.tally.missing else 1
@@ -34,13 +37,13 @@ def show_audit(found: Audit, with_texts: bool, out: TextIO) -> None:
     tally = found.tally
     part = " in part" if tally.missing else ""
     out.write(f"audited{part}: {found.steps} steps, without the model\n")
-    if tally.products:
-        out.write(f"{tally.products} products are right to within float32 rounding; the largest difference is "
-                  f"{tally.largest:.2f} of its limit ({tally.largest_at})\n")
+    out.write(f"{tally.products} products are right to within float32 rounding\n")
     out.write(f"{tally.exact} other operations and {tally.tokens} tokens are right to the bit\n")
     if tally.missing:
         ops = ", ".join(f"{count} {op}" for op, count in tally.missing.items())
         out.write(f"not audited, for want of numbers: {ops}; the first is {found.first_missing}\n")
+    if tally.products:
+        out.write(f"the largest difference of a product: {tally.largest:.2f} of its limit ({tally.largest_at})\n")
     if not with_texts:
         out.write("the texts were not compared with the tokens: that takes the tokenizer's file (-z)\n")
     if not found.ended:
