@@ -15,15 +15,17 @@ That trace, its hashes and the first line shortened here:
     {"size":3,"root":"HEX5.."}           MTH of RFC 6962 over the leaves: a leaf is its line's bytes without "\n"
 
 model and tokenizer are the files' SHA-256, logits that of the step's logits as little-endian float32. weights is the
-root of a second tree, over the config and every row of the model (weights_root). At the levels `layer` and `op` lines
-like {"pos":0,"layer":0,"op":"q","sha256":".."} stand before each step's. A line is one JSON object in ASCII without
-spaces, its keys in this order; a trace without the last line is of a run that was cut short.
+root of a second tree, over the config and every row of the model (weights_root). A run that was given a verifier's
+nonce has it behind the seed, which then follows from the rest of the line (seed_of). At the levels `layer` and `op`
+lines like {"pos":0,"layer":0,"op":"q","sha256":".."} stand before each step's. A line is one JSON object in ASCII
+without spaces, its keys in this order; a trace without the last line is of a run that was cut short.
 
 The head of a log is its size and root, written 3:HEX5. Where a line stands follows from the header (Layout); a check
 takes it from there, so that under one head there is one step at most for a position, whoever made the log.
 
 This file is a door: what it names lives in llama2_py/log, and no other file imports it, since the standard library has
-a module of this name as well. A dispute between two logs (ask, reveal, rows, judge, settle) is llama2_py/referee.
+a module of this name as well. A dispute between two logs (ask, reveal, rows, judge, settle) and the audit of one
+(secret, audit) are llama2_py/referee.
 """
 import sys
 
@@ -36,7 +38,8 @@ if __name__ == "__main__":
 
 from llama2_py.console import VerificationError
 from llama2_py.log.difference import differences
-from llama2_py.log.events import FORMAT, LEVELS, Layout, encode, hash_values, read_header, read_line
+from llama2_py.log.events import (FORMAT, LEVELS, Layout, commitment_of, encode, hash_values, read_header, read_line,
+                                  seed_of)
 from llama2_py.log.formats import read
 from llama2_py.log.proofs import checkpoint, prove, prove_growth, tlog_proof, verify_growth, verify_proof
 from llama2_py.log.reading import Trace
@@ -47,9 +50,9 @@ from llama2_py.log.writing import Log, Writer, head
 from llama2_py.trace_command import main
 
 __all__ = ["FORMAT", "LEVELS", "Layout", "Log", "Trace", "Verdict", "VerificationError", "Writer", "checkpoint",
-           "differences", "encode", "hash_values", "head", "main", "prove", "prove_growth", "read", "read_header",
-           "read_line", "show", "show_step", "text_of", "tlog_proof", "verify", "verify_growth", "verify_proof",
-           "weights_root"]
+           "commitment_of", "differences", "encode", "hash_values", "head", "main", "prove", "prove_growth", "read",
+           "read_header", "read_line", "seed_of", "show", "show_step", "text_of", "tlog_proof", "verify",
+           "verify_growth", "verify_proof", "weights_root"]
 
 if __name__ == "__main__":
     sys.exit(main())
