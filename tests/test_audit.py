@@ -523,6 +523,17 @@ def test_one_element_beyond_twice_the_limit_is_always_seen(seed, n, times):
     assert part_of_limit(probe, x, y, ROUNDINGS) > 1
 
 
+def test_the_limit_of_a_long_product_is_that_of_random_signs():
+    rng = random.Random(1)
+    rows = [[r(rng.gauss(0, 1)) for _ in range(2)] for _ in range(4096)]
+    x = [1.0, 2.0]
+    y = [Exact.dot(row, x) for row in rows]
+    probe = probe_of(rows)
+    assert part_of_limit(probe, x, y, ROUNDINGS) < 0.5
+    y[7] += 3 * 1.25 * 2.0**-24 * 8 * math.hypot(*y)  # of which the root of n would be eight times as much
+    assert part_of_limit(probe, x, y, ROUNDINGS) > 1
+
+
 def test_two_equal_changes_cancel_by_chance_alone():
     rng = random.Random(1)
     rows = [[r(rng.gauss(0, 1)) for _ in range(4)] for _ in range(16)]
