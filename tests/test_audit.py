@@ -491,7 +491,7 @@ floats = st.one_of(st.floats(-4, 4, width=32), st.floats(-2.0**60, 2.0**60, widt
 @given(st.integers(1, 6).flatmap(lambda d: st.tuples(
     st.lists(st.lists(floats, min_size=d, max_size=d), min_size=1, max_size=8), st.lists(floats, min_size=d,
                                                                                          max_size=d))))
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_whatever_the_numbers_rounding_stays_within_the_limit(given):
     rows, x = given
     y = [Exact.dot(row, x) for row in rows]
@@ -499,7 +499,7 @@ def test_whatever_the_numbers_rounding_stays_within_the_limit(given):
 
 
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 3), st.floats(0, 3000, width=32))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_a_turn_and_its_undoing_stay_within_the_limit(seed, heads, half, angle):
     rng = random.Random(seed)
     rows = [[r(rng.gauss(0, 10.0**rng.randrange(-3, 4))) for _ in range(5)] for _ in range(2 * half * heads)]
@@ -511,7 +511,7 @@ def test_a_turn_and_its_undoing_stay_within_the_limit(seed, heads, half, angle):
 
 
 @given(st.integers(0, 2**31), st.integers(1, 300), st.floats(2.1, 1000))
-@settings(max_examples=100)
+@settings(max_examples=40)
 def test_one_element_beyond_twice_the_limit_is_always_seen(seed, n, times):
     rng = random.Random(seed)
     rows = [[r(rng.gauss(0, 1)) for _ in range(4)] for _ in range(n)]
