@@ -355,6 +355,15 @@ def test_numbers_that_the_log_did_not_commit_to_are_noticed(files, secrets, tmp_
     assert error.where == f"{author.dump}: position 1, layer 0, ffn_norm" and error.field == "sha256"
 
 
+def test_numbers_that_the_log_did_not_commit_to_are_not_computed_with(files, secrets, tmp_path):
+    author = Author(tmp_path, files["grouped"]).run()
+    records = records_of(author.dump)
+    i = next(i for i, (line, _) in enumerate(records) if line.startswith(b"2 0 ffn_residual "))
+    records[i] = records[i][0], bytes(len(records[i][1]))
+    write_records(author.dump, records)
+    assert fault(author, secrets["grouped"]).hint == ""  # not those of the next layer, which are right
+
+
 class NotFinite(Author):
     """Has infinities, whose sums nobody can compare."""
 
