@@ -175,6 +175,13 @@ def test_a_folder_with_other_constants_passes_and_a_secret_of_another_model_is_r
         llama2.audit(author.log, author.dump, secret_of(write_folder(tmp_path / "other", CONFIG | {"rms_norm_eps": 1})))
 
 
+def test_a_secret_of_other_weights_is_refused(files, secrets, tmp_path):
+    author = Author(tmp_path, files["grouped"]).run()
+    other = make_checkpoint(tmp_path / "other.bin", n_kv_heads=2, shared=False, seed=2)
+    with pytest.raises(ValueError, match="weights are .* was made from a model with"):
+        llama2.audit(author.log, author.dump, secret_of(other))
+
+
 def honest_runs(folder, count, workers=(1, 2)):
     """Honest runs of many models, all audited -> the parts of their limits that they used at most."""
     parts = []
