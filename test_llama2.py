@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 import llama2
 import plain
-from llama2_py import command as command_line
 from llama2_py.engine import merging
 from llama2_py.log import formats, show
 from llama2_py.log import verify as verification
@@ -485,8 +484,8 @@ def test_lines_of_chat_and_prompts_on_standard_input_are_limited(model):
 def test_the_version_is_that_of_the_project(capfdbinary):
     with pytest.raises(SystemExit) as end:
         command(capfdbinary, "--version")
-    assert end.value.code == 0 and capfdbinary.readouterr().out == f"llama2.py {command_line.VERSION}\n".encode()
-    assert f'version = "{command_line.VERSION}"' in read_bytes(os.path.join(HERE, "pyproject.toml")).decode()
+    assert end.value.code == 0 and capfdbinary.readouterr().out == f"llama2.py {VERSION}\n".encode()
+    assert f'version = "{VERSION}"' in read_bytes(os.path.join(HERE, "pyproject.toml")).decode()
 
 
 def test_it_runs_through_a_link_from_anywhere(tmp_path):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from llama2_py.command import VERSION
+from llama2_py.console import VERSION
 from tests.helpers import HERE, read_bytes
 
 TOP = {"README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", "conftest.py", "plain.py", "llama2.py", "merkle.py",
