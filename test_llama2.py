@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import llama2
 import plain
+from llama2_py.console import VERSION
 from llama2_py.engine import merging
 from llama2_py.log import formats, show
 from llama2_py.log import verify as verification
