@@ -13,17 +13,19 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import llama2
 import plain
 from llama2_py.doctor.mistakes import Mistake
 from llama2_py.doctor.operations import Operations
 from llama2_py.engine.arithmetic import ARITHMETIC
-from tests.helpers import HERE
+from tests.helpers import HERE, any_float
 from tests.vectors import mutants
 from tools import make_vectors
-from tools.vectorgen import catalogue, inputs, models
-from tools.vectorgen.operations import Norm, distance
+from tools.vectorgen import catalogue, inputs, models, writing
+from tools.vectorgen.operations import DIGITS, Norm, distance
 
 VECTORS = os.path.join(HERE, "vectors")
 PORTS = os.path.join(HERE, "tests", "vectors")
@@ -134,6 +136,35 @@ def test_the_edges_are_there():
     acceptable = [(name, t["tcId"]) for name in FILES for t in cases_of(name) if t["result"] == "acceptable"]
     assert len(acceptable) == 1
     assert all(gate > -88.7 for t in cases_of("swiglu") if t["result"] == "valid" for gate in t["gate"])
+
+
+def test_the_checkpoints_tables_are_those_of_rope():
+    for name, c in models.MODELS.items():
+        with open(os.path.join(VECTORS, f"{name}.bin"), "rb") as file:
+            data = file.read()
+        pairs = c.head_size // 2
+        n = c.seq_len * pairs
+        own = 0 if c.shared_classifier else c.vocab_size * c.dim
+        tables = struct.unpack(f"<{2 * n}f", data[len(data) - 4 * (2 * n + own):len(data) - 4 * own])
+        for pos in range(c.seq_len):
+            for i in range(pairs):
+                angle = pos * 10000.0 ** (-2 * i / c.head_size)
+                turn = tables[pos * pairs + i], tables[n + pos * pairs + i]
+                assert turn == pytest.approx((math.cos(angle), math.sin(angle)), abs=1e-5)
+
+
+@given(any_float)
+def test_numbers_are_written_so_that_they_can_be_read(value):
+    bits = struct.pack("f", value)
+    for text in writing.shortest(value), writing.nine_digits(value):
+        assert struct.pack("f", float(text)) == bits
+        assert float(json.loads(text)) == float(text)
+    assert abs(float(writing.nine_digits(value)) - value) <= DIGITS * abs(value) or abs(value) < 2.0**-126
+
+
+@given(st.floats(1e-45, 1e38))
+def test_bounds_are_rounded_up(value):
+    assert value <= float(writing.rounded_up(value)) <= 1.02 * value
 
 
 def test_the_readme_shows_every_file_and_every_field():

@@ -69,7 +69,7 @@ def norms() -> Iterator[Test]:
 
 def products() -> Iterator[Test]:
     """Matrices times vectors."""
-    for n, columns in (5, 16), (12, 12), (3, 7), (1, 1), (4, 2), (7, 13), (9, 33), (3, 48):
+    for n, columns in (5, 16), (12, 12), (3, 7), (1, 1), (4, 2), (7, 13), (9, 33), (2, 24), (3, 48):
         name = f"ordinary numbers, ({n}, {columns})"
         yield Product(name, w=rows(name, n, columns), x=normals(f"{name}, x", columns))
     long = rows("long", 2, 160, 0.1)
