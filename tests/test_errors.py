@@ -141,9 +141,10 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
 def test_scaled_frequencies(way):
     worst = Worst(way)
     low, high, factor, original = 1.0, 4.0, 8.0, 8192
-    for exponent in [i / 64 for i in range(65)]:
+    for exponent in [i / 512 for i in range(513)]:
         f = 500000.0**-exponent
-        theirs = worst(1 / worst(500000.0 ** worst(exponent), 2))
+        power = worst(worst(exponent) * worst.last_place(math.log(500000.0)))
+        theirs = worst.last_place(math.exp(-power))
         results = []
         for value, moved in (f, float), (theirs, worst):
             turns = moved(original / moved(moved(2 * math.pi) / value))
