@@ -242,6 +242,16 @@ def test_a_port_to_javascript_passes():
     passes(["node", os.path.join(PORTS, "harness.js"), VECTORS])
 
 
+@needs("node")
+def test_a_port_that_computes_in_double_passes(tmp_path):
+    with open(os.path.join(PORTS, "llama.js"), encoding="utf-8") as file:
+        source = file.read()
+    double = source.replace("const f = Math.fround;", "const f = (x) => x;")
+    assert double != source
+    (tmp_path / "double.js").write_text(double)
+    passes(["node", os.path.join(PORTS, "harness.js"), VECTORS, str(tmp_path / "double.js")])
+
+
 @needs("gcc")
 def test_a_port_to_c_passes(tmp_path):
     passes(compiled(tmp_path, "-O1"))

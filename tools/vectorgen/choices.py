@@ -15,7 +15,7 @@ VOCAB = 288
 STEP = 2.0**-24   # from one coin to the next
 SAFE = 2.0**-12   # how near a coin comes to an edge that exp's rounding can shift: by some 2^-22
 SHORT = 12        # equal probabilities whose running sum, rounded, stays below the largest coin
-NEVER = -200.0    # a logit whose exp is 0 beside that of 0
+NEVER = -1000.0   # a logit whose exp is 0 beside that of 0, in double as well
 
 
 class WithCoin(llama2.Sampler):
