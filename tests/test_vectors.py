@@ -347,6 +347,19 @@ def test_a_broken_port_is_told_what_is_wrong(tmp_path):
     assert wrong == {"swiglu", "model"} and "quick GELU" in text
 
 
+@needs("node")
+def test_a_port_that_joins_right_operations_wrongly_is_told_where(tmp_path):
+    with open(os.path.join(PORTS, "llama.js"), encoding="utf-8") as file:
+        source = file.read()
+    broken = source.replace("matvec(m.w1[l]", "matvec(m.w3[l]")
+    assert broken != source
+    (tmp_path / "broken.js").write_text(broken)
+    results, text = judged(["node", os.path.join(PORTS, "harness.js"), VECTORS, str(tmp_path / "broken.js")])
+    assert {name for name, _, failures, _ in results if failures} == {"model"}
+    assert "gate of layer 0, position 0, is wrong first" in text
+    assert "tiny-mha.bin looks like: w1 and w3 are swapped; " in text
+
+
 @pytest.mark.slow
 @needs("node")
 def test_mutants_of_a_port_die():

@@ -80,25 +80,28 @@ def numeric(test: Test, deaths: Deaths) -> dict:
 def model_test(run: models.Run, deaths: Deaths) -> dict:
     """A test of a whole model."""
     flags = []
+    first: dict[models.Place, list[str]] = {place: [] for place in run.places()}
     for number, kind in kinds_for(run.config).items():
         theirs = run.run(kind)
-        seen = {place[0] for place in run.places() if place in theirs and distance(
-            theirs[place], run.exact[place], run.bounds[place]) > SHOWS}
+        seen = [place for place in run.places() if place in theirs and distance(
+            theirs[place], run.exact[place], run.bounds[place]) > SHOWS]
         if seen:
             flags.append(number)
-        deaths.logits[number] = deaths.logits.get(number, False) or "logits" in seen
+            first[seen[0]].append(number)
+        in_logits = any(op == "logits" for op, _, _ in seen)
+        deaths.logits[number] = deaths.logits.get(number, False) or in_logits
     deaths.add(run.file, flags)
     logits = [("logits", None, pos) for pos in range(len(run.tokens))]
     return {"comment": run.comment, "flags": flags, "model": f"{run.name}.bin", "tokens": run.tokens,
             "expected": writing.array([run.exact[place] for place in logits], writing.nine_digits),
             "bound": writing.array([run.bounds[place] for place in logits], writing.rounded_up),
-            "operations": [operation(run, place) for place in run.places() if place not in logits], "result": "valid"}
+            "operations": [operation(run, place, first[place]) for place in run.places() if place not in logits], "result": "valid"}
 
 
-def operation(run: models.Run, place: models.Place) -> dict:
-    """What an operation of a model must give."""
+def operation(run: models.Run, place: models.Place, first: list[str]) -> dict:
+    """What an operation of a model must give; first: the mistakes of which it is the first to show anything."""
     op, l, pos = place
-    return {"pos": pos, "layer": -1 if l is None else l, "op": op,
+    return {"pos": pos, "layer": -1 if l is None else l, "op": op, "first": first,
             "expected": writing.array(run.exact[place], writing.nine_digits),
             "bound": writing.array(run.bounds[place], writing.rounded_up)}
 

@@ -1,6 +1,6 @@
 // Runs the vectors over a port: node harness.js FOLDER [PORT]. One line a file: its name, tests, failures, and the
-// largest part of a bound that was used. What fails is told, with the mistakes that look like it. Exit code 1 if
-// anything does.
+// largest part of a bound that was used. What fails is told, and of a file the mistakes that look like it. Exit
+// code 1 if anything does.
 "use strict";
 const fs = require("fs"), path = require("path");
 const folder = process.argv[2], port = require(path.resolve(process.argv[3] || path.join(__dirname, "llama.js")));
@@ -26,7 +26,7 @@ function used(result, expected, bound) { // the largest part of a bound; Infinit
   return parts.every((v) => v >= 0) ? Math.max(...parts) : Infinity;
 }
 
-function runModel(t) {
+function runModel(t, notes) {
   const model = port.load(read(t.model)), seen = {};
   let worst = 0;
   t.tokens.forEach((token, pos) => {
@@ -34,10 +34,14 @@ function runModel(t) {
     const logits = port.forward(model, token, pos, see);
     worst = Math.max(worst, used(logits, t.expected[pos], t.bound[pos]));
   });
+  let first = true;
   for (const o of t.operations) {
     const result = seen[`${o.pos} ${o.layer} ${o.op}`], part = used(result, o.expected, o.bound);
-    if (part > 1) console.log(`  ${t.model}: ${o.op} of layer ${o.layer}, position ${o.pos}: ${part} bounds`);
     worst = Math.max(worst, part);
+    if (part <= 1 || !first) continue;
+    first = false;
+    console.log(`  ${t.model}: ${o.op} of layer ${o.layer}, position ${o.pos}, is wrong first: ${part} bounds`);
+    console.log(`  ${t.model} looks like: ${told(o.first.filter((flag) => !refuted.has(flag)), notes)}`);
   }
   return worst;
 }
@@ -62,29 +66,42 @@ function sampled(t) {
   return port.sample(round(t.logits), Math.fround(t.temperature), Math.fround(t.p), Math.fround(t.coin));
 }
 
-function run(name, t, group) { // the part of the bound that is used
-  if (name === "model") return runModel(t);
+function run(name, t, group, notes) { // the part of the bound that is used
+  if (name === "model") return runModel(t, notes);
   if (name === "sampler") return sampled(t) === t.expected ? 0 : Infinity;
   if (name === "xorshift") return runXorshift(t);
   if (name === "tokenizer") return runTokenizer(t, group);
   return used(operations[name](t), t.expected, t.bound);
 }
 
+function told(flags, notes) {
+  const more = flags.length > TOLD ? `; and ${flags.length - TOLD} more` : "";
+  return flags.slice(0, TOLD).map((flag) => notes[flag]).join("; ") + more;
+}
+
+function likeliest(fits) { // the flags that fit best
+  const best = Math.max(...Object.values(fits));
+  return Object.keys(fits).filter((flag) => fits[flag] === best);
+}
+
+const TOLD = 8, refuted = new Set(); // mistakes that show in an operation of which all tests pass
 let failed = false;
 for (const name of [...Object.keys(operations), "model", "sampler", "xorshift", "tokenizer"]) {
   const file = JSON.parse(read(`${name}.json`));
+  const fits = {}; // flag: failing tests that have it, less passing ones
   let tests = 0, failures = 0, worst = 0;
   for (const group of file.testGroups) for (const t of group.tests) {
-    const part = run(name, t, group);
+    const part = run(name, t, group, file.notes);
     tests++;
-    if (!(part <= 1)) {
-      const mistakes = t.flags.map((flag) => file.notes[flag]);
-      console.log(`  ${name} ${t.tcId}, ${t.comment}: ${part} bounds (${t.result}). ${mistakes.slice(0, 5).join("; ")}`);
-    }
+    const fails = !(part <= 1);
+    if (fails) console.log(`  ${name} ${t.tcId}, ${t.comment}: ${part} bounds (${t.result})`);
     if (t.result === "acceptable") continue;
-    failures += part <= 1 ? 0 : 1;
+    for (const flag of t.flags) fits[flag] = (fits[flag] || 0) + (fails ? 1 : -1);
+    failures += fails ? 1 : 0;
     worst = Math.max(worst, part);
   }
+  if (failures && name !== "model") console.log(`  ${name} looks like: ${told(likeliest(fits), file.notes)}`);
+  if (!failures) for (const flag of Object.keys(fits)) refuted.add(flag);
   console.log(`${name} ${tests} ${failures} ${worst}`);
   failed = failed || failures > 0;
 }
