@@ -95,7 +95,8 @@ def model_test(run: models.Run, deaths: Deaths) -> dict:
     return {"comment": run.comment, "flags": flags, "model": f"{run.name}.bin", "tokens": run.tokens,
             "expected": writing.array([run.exact[place] for place in logits], writing.nine_digits),
             "bound": writing.array([run.bounds[place] for place in logits], writing.rounded_up),
-            "operations": [operation(run, place, first[place]) for place in run.places() if place not in logits], "result": "valid"}
+            "operations": [operation(run, place, first[place]) for place in run.places() if place not in logits],
+            "result": "valid"}
 
 
 def operation(run: models.Run, place: models.Place, first: list[str]) -> dict:
