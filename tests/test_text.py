@@ -15,7 +15,7 @@ import plain
 from llama2_py.doctor import text, text_report
 from llama2_py.doctor.choices import Drawn, Likeliest, Unit
 from llama2_py.doctor.written import Listed, Pieces, Written
-from llama2_py.engine.arithmetic import r
+from llama2_py.engine.arithmetic import C, r
 from llama2_py.engine.checkpoint import Checkpoint
 from tests.helpers import HERE, MODEL, TOKENIZER, command, failure, make_checkpoint, plain_c, plain_with, rounded
 
@@ -355,6 +355,25 @@ def flat_ratios(seed, n, p, spread, noise=1e-6):
 def test_samplers_of_32000_nearly_equal_logits_are_possible(p, spread):
     ratios, _ = flat_ratios(int(1e7 * spread), 32000, p, spread)
     assert max(ratios) <= text.LIMIT / 2
+
+
+@pytest.mark.parametrize("p", [0.9, 1.0])
+def test_what_noise_of_the_logits_turns_is_possible(p):
+    turned = 0
+    for seed in range(300):
+        ratios, far = flat_ratios(seed, 50, p, 1.0, noise=1e-2)
+        assert max(ratios) <= text.LIMIT / 2
+        turned += max(ratios) > 0.01
+    assert turned > 3
+
+
+def test_the_sum_of_all_exponentials_may_drift():
+    logits = array("f", [0.0] + [-3e-4] * 31999)
+    drawn = Drawn(logits, llama2.Sampler(1.0, 1.0, 5))
+    rounded_sum = C.total([r(math.exp(v)) for v in logits])
+    drift = abs(rounded_sum / math.fsum(map(math.exp, logits)) - 1)
+    assert drawn.drift_of_all == pytest.approx(drift, rel=0.1) and drift > 1e-5
+    assert drawn._error(32000, 0.0, 1.0) >= drift + drawn.drifts[32000]
 
 
 def test_a_token_far_from_the_coin_is_impossible_on_a_distribution_that_is_not_flat():
