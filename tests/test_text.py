@@ -367,6 +367,16 @@ def test_what_noise_of_the_logits_turns_is_possible(p):
     assert turned > 3
 
 
+def test_a_token_behind_those_that_top_p_keeps_is_impossible():
+    logits = array("f", map(math.log, [0.5, 0.45, 0.05]))
+    sampler = llama2.Sampler(1.0, 0.9, 1)
+    sampler.coin = lambda: 1 - 2.0**-24
+    drawn = Drawn(logits, sampler)
+    unit = Unit(1e-7, [1.0] * 3)
+    assert drawn.token == 1 and drawn.ratio(2, unit) > 100 * text.LIMIT
+    assert drawn.ratio(1, unit) < 1e-2
+
+
 def test_the_sum_of_all_exponentials_may_drift():
     logits = array("f", [0.0] + [-3e-4] * 31999)
     drawn = Drawn(logits, llama2.Sampler(1.0, 1.0, 5))

@@ -210,11 +210,9 @@ class Drawn:
         low = self.sums[before.low] - self._error(before.low, sigma, times)
         end = before.high + 1
         high = self.sums[end] + self._error(end, sigma, times)
-        if end == len(self.order):
-            high = inf  # the last one takes what rounding leaves
         total = self._total(sigma, times)
         if self.is_sorted and low > self.p + self._error(rank, sigma, times):
-            return False
+            return False  # those before it are enough for p
         return low <= self.coin * total.high and self.coin * total.low <= high
 
     def _before(self, token, sigma, times):
