@@ -13,7 +13,10 @@ import pytest
 import llama2
 import plain
 from llama2_py.doctor import text, text_report
+from llama2_py.doctor.assertions import Given
 from llama2_py.doctor.choices import Drawn, Likeliest, Unit
+from llama2_py.doctor.compare import Comparison
+from llama2_py.doctor.noise import Noisy
 from llama2_py.doctor.written import Listed, Pieces, Written
 from llama2_py.engine.arithmetic import C, r
 from llama2_py.engine.checkpoint import Checkpoint
@@ -127,7 +130,7 @@ LATE.coin(), LATE.coin()
     ("it samples from all tokens (-p 1)", llama2.Sampler(2.5, 1.0, 5)),
     ("it leaves the temperature out (-t 1)", llama2.Sampler(1.0, 0.9, 5))])
 def test_what_else_a_program_may_have_sampled_by_is_named(run, capfdbinary, name, sampler):
-    tokens = told_by(plain, run[0], 16, sampler, [1, 5, 6])
+    tokens = told_by(plain, run[0], 10, sampler, [1, 5, 6])
     options = [*run, "-t", "2.5", "-p", "0.9", "-s", "5", "--tokens", "1,5,6", "--compare-tokens"]
     code, out, _ = command(capfdbinary, *options, listed(tokens))
     lines = out.decode().splitlines()
@@ -301,6 +304,21 @@ def test_a_text_is_cut_into_the_tokens_that_keep_the_rest_possible(noise_of_one,
     assert walk.end is text.End.IMPOSSIBLE and walk.tokens == [1, a, b]  # the walk that came farthest
 
 
+def test_the_noise_of_a_walk_is_that_of_a_comparison(run):
+    tokens = [1, *told_by(plain, run[0], 9)]
+    with llama2.Transformer(run[0]) as model:
+        rows = model.forward_chunk(tokens, 0)
+        comparison = Comparison(model, tokens, Given(rows, model.config))
+        comparison.run()
+        noise = text.Noise(model)
+        for pos in 9, 2, 2, 5, 8:
+            unit = noise.unit(tokens, pos, rows[pos])
+            assert 1 / 3 < unit.noise / comparison.steps[pos].noise < 3
+        shard = noise._shard(0, 1)
+        assert shard.arithmetic is shard.classifier.arithmetic is shard.layers[1].w2.arithmetic is Noisy
+        assert list(model.forward_chunk(tokens, 0)) == list(rows)
+
+
 def test_a_text_that_no_token_goes_on_with_is_impossible(noise_of_one, tokenizer):
     walk = text.walk_along(Told({}), [1], 3, text.Greedy(), Listed([8], [1], VOCAB))
     lines = list(text_report.report(walk, tokenizer))
@@ -351,7 +369,8 @@ def flat_ratios(seed, n, p, spread, noise=1e-6):
     return [drawn.ratio(token, unit) for token in chosen], drawn.ratio(drawn.order[far], unit)
 
 
-@pytest.mark.parametrize("p, spread", [(1.0, 0.0), (0.9, 1e-6), (1.0, 0.1)])
+@pytest.mark.parametrize("p, spread", [
+    (1.0, 0.0), *[pytest.param(p, spread, marks=pytest.mark.slow) for p in (0.9, 1.0) for spread in (1e-7, 1e-6, 0.1)]])
 def test_samplers_of_32000_nearly_equal_logits_are_possible(p, spread):
     ratios, _ = flat_ratios(int(1e7 * spread), 32000, p, spread)
     assert max(ratios) <= text.LIMIT / 2
@@ -360,11 +379,11 @@ def test_samplers_of_32000_nearly_equal_logits_are_possible(p, spread):
 @pytest.mark.parametrize("p", [0.9, 1.0])
 def test_what_noise_of_the_logits_turns_is_possible(p):
     turned = 0
-    for seed in range(300):
+    for seed in range(100):
         ratios, far = flat_ratios(seed, 50, p, 1.0, noise=1e-2)
         assert max(ratios) <= text.LIMIT / 2
         turned += max(ratios) > 0.01
-    assert turned > 3
+    assert turned > 0
 
 
 def test_a_token_behind_those_that_top_p_keeps_is_impossible():

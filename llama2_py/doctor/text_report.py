@@ -181,8 +181,8 @@ def advice(walk: Walk) -> Iterator[str]:
     elif walk.verdict is Verdict.WRONG:
         yield from advice_on_a_mistake(walk)
     else:
-        yield (f"not shown by {choices(walk.walked)}: fine mistakes (epsilon 1e-06, theta 10001 and a cache in float16 "
-               "left whole texts of 200 steps as they were); logits show them (--compare)")
+        yield (f"hardly shown by {choices(walk.walked)}: fine mistakes (epsilon 1e-06, theta 10001 and a cache in "
+               "float16 leave most texts of 200 steps as they are); logits show them (--compare)")
 
 
 def advice_on_a_mistake(walk: Walk) -> Iterator[str]:
