@@ -685,7 +685,8 @@ def test_another_head_tokenizer_or_text_is_noticed(files, whole_run, tmp_path, c
     message = failure(capfdbinary, "audit", *whole_run, "-z", other, program=trace_command, code=1)
     assert "line 1: tokenizer: expected" in message
     lines = read_lines(log)[:-1]
-    for index, fields, field in (0, {"prompt": "a ba"}, "tokens"), (-1, {"text": "other"}, "text"):
+    for index, fields, field in ((0, {"prompt": "a ba"}, "tokens"), (0, {"prompt": "a" * 500}, "prompt"),
+                                 (-1, {"text": "other"}, "text")):
         forged = [*lines]
         forged[index] = edit(forged[index], **fields)
         forge(tmp_path / "forged", forged)

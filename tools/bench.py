@@ -296,13 +296,19 @@ def write_model(path, dim, hidden, layers, heads, kv_heads, vocab, context, norm
 
 
 def command_figures(name, python, *command, out=None):
-    """Seconds and megabytes that a command takes, in a process of its own; out: a file for its standard output."""
-    begin = time.perf_counter()
+    """The processor's seconds and the megabytes that a command takes, in a process of its own; out: a file for its
+    standard output."""
     with open(out or os.devnull, "wb") as target:
         process = subprocess.Popen([python, *command], stdout=target, stderr=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, command
-    return {f"{name}: seconds": time.perf_counter() - begin, f"{name}: MB": usage.ru_maxrss / 1000}
+    return {f"{name}: seconds": usage.ru_utime + usage.ru_stime, f"{name}: MB": usage.ru_maxrss / 1000}
+
+
+def measure_model(path, name):
+    """Write a model: in a process of its own, since a process that is started shows its parent's memory as well."""
+    write_model(path, *SHAPES[name], norm=1.0)
+    return {}
 
 
 def measure_audit(python, path, options, steps, turn):
@@ -331,25 +337,31 @@ def measure_audit(python, path, options, steps, turn):
 MAPPED = "7B"  # in the name of a model's file: its weights, which would take 8 GB, are read from the map
 
 
-def measure_audits(pythons, rounds=3):
-    """Print a table of audits beside verifications, in turns."""
-    figures = {}
-    for name, steps, options in [("260K", 200, ["-s", "1"]), ("15M", 64, ["-s", "1"]), ("15M", 64, ["-t", "0"]),
-                                 ("135M", 16, ["-s", "1"]), ("7B, one layer", 16, ["-s", "1"])]:
+AUDITS = [  # model, rounds, steps, options of the run
+    ("260K", 3, 200, ["-s", "1"]), ("15M", 3, 64, ["-s", "1"]), ("15M", 3, 64, ["-t", "0"]),
+    ("135M", 1, 16, ["-s", "1"]), ("7B, one layer", 1, 16, ["--tokens", ",".join(map(str, range(1, 17)))])]
+
+
+def measure_audits(pythons):
+    """Print tables of audits beside verifications, in turns."""
+    for name, rounds, steps, options in AUDITS:
+        figures = {}
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, f"{name}.bin")
             if name in SHAPES:
-                write_model(path, *SHAPES[name], norm=1.0)
+                subprocess.run([sys.executable, __file__, "--part", "model", path, name], check=True,
+                               stdout=subprocess.DEVNULL)
             else:
                 shutil.copy(MODEL, path)
                 shutil.copy(os.path.join(os.path.dirname(MODEL), "tokenizer.bin"), folder)
             for turn in range(rounds):
                 for python in pythons:
-                    column = figures.setdefault((f"{name}, {steps} steps,", " ".join(options), python), {})
+                    what = f"{steps} steps, {' '.join(options[:1])}"
+                    column = figures.setdefault((name, what, python), {})
                     for figure, value in measure_audit(python, path, options, steps, turn).items():
                         column.setdefault(figure, []).append(value)
                 print(f"{name}: round {turn + 1} of {rounds}", file=sys.stderr)
-    print_table(pythons, figures)
+        print_table(pythons, figures)
 
 
 def print_table(pythons, figures):

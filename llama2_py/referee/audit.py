@@ -334,8 +334,8 @@ def open_tokenizer(path: str, log: Trace) -> Any:
     if tokenizer.sha256 != header["tokenizer"]:
         raise VerificationError(log.where(0), "tokenizer", tokenizer.sha256, header["tokenizer"])
     prompt, tokens = header["prompt"], header["tokens"]
-    if len(prompt) > len(tokens) * max(map(len, tokenizer.vocab)):  # before much time goes into it
-        raise VerificationError(log.where(0), "tokens", f"those of {len(prompt)} characters", tokens)
+    if len(prompt) > header["config"]["seq_len"] * max(map(len, tokenizer.vocab)):  # before much time goes into it
+        raise VerificationError(log.where(0), "prompt", "one that the context holds", f"{len(prompt)} characters")
     if prompt:  # otherwise the tokens may have been given by themselves
         own = tokenizer.encode(prompt)
         if own != tokens:
