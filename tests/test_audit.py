@@ -471,6 +471,10 @@ def check_executor(executor, files, folder):
     author = OneElement(folder, files["grouped"]).change((4, 1, "weights"), 0, 0.1).run()
     errors = [str(fault(author, folder / "secret", executor=how)) for how in (None, executor)]
     assert errors[0] == errors[1] and "position 4, layer 1, weights" in errors[0]
+    other = make_checkpoint(folder / "other.bin", n_kv_heads=2, shared=False, seed=2)
+    author = Author(folder, other, files["grouped"]).run()
+    errors = [str(fault(author, folder / "secret", executor=how)) for how in (None, executor)]
+    assert errors[0] == errors[1] and errors[0].endswith(" more)")
     records = [record for record in records_of(author.dump) if not record[0].startswith(b"1 0 k")]
     author = Author(folder, files["grouped"]).run()
     records = [record for record in records_of(author.dump) if not record[0].startswith(b"1 0 k")]
