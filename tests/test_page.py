@@ -211,7 +211,7 @@ def test_where_the_likeliest_is_taken_nothing_was_drawn(tmp_path, temperature):
     assert not any("kept" in step for step in data["steps"])
 
 
-WORDS = ["token", "prompt", "layer", "residual stream", "embedding", "attention", "feed-forward", "norm", "classifier",
+WORDS = ["token", "prompt", "model", "layer", "residual stream", "embedding", "attention", "feed-forward", "norm", "classifier",
          "logits", "probability", "temperature", "top-p", "coin", "seed", "logit lens", "head", "query, key, value",
          "position", "BOS", "hash", "head of a log"]
 WORD = r"<details><summary>(.*?)</summary> (.*?) <code>(\w+)\.py: (\w+)</code></details>"
@@ -235,6 +235,8 @@ QUESTIONS = {
     "What else could have come here?": ("s-next", "outside of top-p"),
     "Why was the likeliest token not taken?": ("s-next", "it falls on a token as often as that is probable"),
     "Would it tell this again?": ("s-next", "with the same seed the same story is told again"),
+    "Where does it know stories from?": ("s-net", "learned from many texts"),
+    "Does it learn while it writes?": ("s-net", "while it writes, not one of them changes"),
     "What do the layers do?": ("s-net", "its heads fetch from earlier positions"),
     "When did it know the answer?": ("s-lens", "the guess so far"),
     "At what did it look?": ("s-att", "How much each position so far counted when this token was predicted"),
