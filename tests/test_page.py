@@ -211,9 +211,9 @@ def test_where_the_likeliest_is_taken_nothing_was_drawn(tmp_path, temperature):
     assert not any("kept" in step for step in data["steps"])
 
 
-WORDS = ["token", "prompt", "model", "layer", "residual stream", "embedding", "attention", "feed-forward", "norm", "classifier",
-         "logits", "probability", "temperature", "top-p", "coin", "seed", "logit lens", "head", "query, key, value",
-         "position", "BOS", "hash", "head of a log"]
+WORDS = ["token", "prompt", "model", "layer", "residual stream", "embedding", "attention", "feed-forward", "norm",
+         "classifier", "logits", "probability", "temperature", "top-p", "coin", "seed", "logit lens", "head",
+         "query, key, value", "position", "BOS", "hash", "head of a log"]
 WORD = r"<details><summary>(.*?)</summary> (.*?) <code>(\w+)\.py: (\w+)</code></details>"
 
 
