@@ -23,8 +23,8 @@ from llama2_py.doctor.precision import PRECISIONS
 from llama2_py.doctor.written import Place, Source
 
 # A step's choice can be another one by rounding up to so many times the noise. (Logits of correct programs were off by
-# at most 10.2 times; see compare.ONE_LOGIT. What samplers in float32 and in double chose from noisy logits, 32,000 equal
-# ones among them, was at most 1.34 times the noise from the coin, in 350 draws.)
+# at most 10.2 times; see compare.ONE_LOGIT. What samplers in float32 and in double chose from noisy logits, 32,000
+# equal ones among them, was at most 1.34 times the noise from the coin, in 350 draws.)
 LIMIT = 32.0
 ATTEMPTS = 16  # walks along a text at most, where several cuts into tokens tie
 CHUNK = 16     # positions that the noisy run takes together
