@@ -109,6 +109,7 @@ def test_the_page_needs_no_network_and_no_script(text):
     assert len(anchors) > 4 and set(anchors) <= set(names) and len(names) == len(set(names))
 
 
+@pytest.mark.slow
 def test_the_tool_writes_a_whole_page_or_says_why_not_in_one_line(tmp_path):
     tool = os.path.join(HERE, "tools", "plain_page.py")
     done = subprocess.run([sys.executable, tool, tmp_path / "plain.html"], capture_output=True, cwd=tmp_path)

@@ -87,7 +87,10 @@ def doctor(path, tmp_path_factory):
 # The verdict
 
 
-@pytest.mark.parametrize("name", ROUND)
+SOME = ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("style", [pytest.param(style, marks=[pytest.mark.slow] if i else [])
                                    for i, style in enumerate(STYLES)])
 def test_a_correct_port_in_few_bits_is_consistent_in_any_style_and_wrong_in_float32(path, doctor, name, style):
@@ -101,8 +104,9 @@ def test_a_correct_port_in_few_bits_is_consistent_in_any_style_and_wrong_in_floa
     assert not doctor(rows, "float32").consistent() and not doctor(records, "float32").consistent()
 
 
-@pytest.mark.parametrize("name", ROUND)
-@pytest.mark.parametrize("kind, text", [(Halves, "RoPE turns halves"), (Unscaled, "scores are not divided")])
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("kind, text", [pytest.param(Halves, "RoPE turns halves", marks=pytest.mark.slow),
+                                        (Unscaled, "scores are not divided")])
 def test_a_mistake_in_few_bits_is_seen_and_named(path, doctor, name, kind, text):
     port = in_few_bits(ROUND[name], base=kind)(path)
     c = doctor(rows_of(port), name)

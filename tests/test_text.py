@@ -314,8 +314,9 @@ def test_the_noise_of_a_walk_is_that_of_a_comparison(run):
         for pos in 9, 2, 2, 5, 8:
             unit = noise.unit(tokens, pos, rows[pos])
             assert 1 / 3 < unit.noise / comparison.steps[pos].noise < 3
-        shard = noise._shard(0, 1)
-        assert shard.arithmetic is shard.classifier.arithmetic is shard.layers[1].w2.arithmetic is Noisy
+        shard, _ = noise.noisy.draws[0]
+        assert shard.arithmetic is shard.classifier.arithmetic is shard.layers[1].w2.arithmetic
+        assert isinstance(shard.arithmetic, Noisy)
         assert list(model.forward_chunk(tokens, 0)) == list(rows)
 
 
