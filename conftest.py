@@ -8,12 +8,13 @@ from hypothesis import HealthCheck, settings
 
 import llama2
 from llama2_py import command
-from tests.helpers import OPTIONS, SHAPES, make_checkpoint, make_tokenizer
+from tests.helpers import OPTIONS, SHARE, SHAPES, make_checkpoint, make_tokenizer
 
 os.environ.pop("PYTHONUNBUFFERED", None)  # it would hide what is left in a buffer when a process of these tests ends
 
 
-settings.register_profile("here", max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("here", max_examples=100 // SHARE, deadline=None,
+                          suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("here")
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import llama2
@@ -24,9 +24,9 @@ from llama2_py.engine import merging
 from llama2_py.log import formats, show
 from llama2_py.log import verify as verification
 from llama2_py.console import VerificationError
-from tests.helpers import (COINS, HERE, JUDGES, PIECES, SCORES, SHAPES, STORY, STORY_LOGITS, STORY_ROOT, Scripted,
-                      TOKENIZER, command, edit, edited, failure, forge, forward_definition, make_checkpoint,
-                      make_tokenizer, process, read_bytes, read_lines, rounded, run_forward, tell)
+from tests.helpers import (COINS, HERE, JUDGES, PIECES, SCORES, SHAPES, STORY, STORY_LOGITS, STORY_ROOT, TOKENIZER,
+                           Scripted, command, edit, edited, examples, failure, forge, forward_definition,
+                           make_checkpoint, make_tokenizer, process, read_bytes, read_lines, rounded, run_forward, tell)
 
 
 # ----------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def test_finite_weights_whose_activations_overflow_are_an_error(tmp_path):
 # Tokenizer
 
 @given(st.text(st.sampled_from("ab cdé😀\n~"), max_size=40) | st.text(max_size=12))
-@settings(max_examples=400)
+@examples(400)
 def test_encoding_is_the_quadratic_definition(tokenizer, text):
     assume(not any("\ud800" <= c <= "\udfff" for c in text))
     expected = plain.Tokenizer(tokenizer.path, 280).encode(text)
@@ -89,7 +89,7 @@ def test_encoding_is_the_quadratic_definition(tokenizer, text):
 
 @given(st.lists(st.sampled_from([0.0, -1.0, -2.0, 1.0, -1e10, math.nan, -math.inf]), min_size=20, max_size=20),
        st.text(st.sampled_from("abcd "), max_size=30))
-@settings(max_examples=200)
+@examples(200)
 def test_encoding_is_the_definition_with_tied_and_odd_scores(tmp_path_factory, scores, text):
     path = make_tokenizer(tmp_path_factory.getbasetemp() / "scores.bin", PIECES[:279], [0.0] * 259 + scores)
     assert llama2.Tokenizer(path, 279).encode(text) == plain.Tokenizer(path, 279).encode(text)
@@ -179,7 +179,7 @@ def test_coins_are_in_range_and_states_stay_64_bits(seed):
        st.sampled_from([0.0, 1e-50, 0.1, 1.0, 3.5, 1e30]),
        st.sampled_from([0.0, 1e-9, 0.5, 0.9, 0.999, 1.0]) | st.floats(0, 1),
        st.integers(1, 2**64 - 1), st.sampled_from(["exact", "c"]))
-@settings(max_examples=150)
+@examples(150)
 def test_sampling_is_the_definition(logits, temperature, p, seed, arithmetic):
     sampler, coins = (llama2.Sampler(temperature, p, seed, arithmetic=arithmetic) for _ in range(2))
     for _ in range(3):

@@ -358,7 +358,7 @@ anything = st.one_of(
 
 
 @given(anything, anything, anything, anything, anything)
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_checks_return_none_or_raise_proof_error_whatever_they_are_fed(a, b, c, d, e):
     for check, args in (verify_inclusion, (a, b, c, d, e)), (verify_consistency, (a, b, c, d, e)):
         try:
@@ -368,7 +368,7 @@ def test_checks_return_none_or_raise_proof_error_whatever_they_are_fed(a, b, c, 
 
 
 @given(st.integers(0, 4), anything, st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_one_wrong_argument_of_five_is_refused(which, value, inclusion):
     args = [LEAVES[2], 2, 7, TREE.inclusion_proof(2, 7), ROOTS[7]] if inclusion else [
         3, 7, TREE.consistency_proof(3, 7), ROOTS[3], ROOTS[7]]

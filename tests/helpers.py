@@ -12,6 +12,7 @@ import subprocess
 import sys
 from array import array
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 import llama2
@@ -22,10 +23,20 @@ from llama2_py import console
 from llama2_py.engine.checkpoint import Config
 from llama2_py.log.events import encode
 
-
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project's folder
 STORIES = os.path.join(HERE, "llama2_py", "stories")
 MODEL, TOKENIZER = os.path.join(STORIES, "model.bin"), os.path.join(STORIES, "tokenizer.bin")
+
+# ----------------------------------------------------------------------------
+# How many examples a property is tried on: TEST_EXAMPLES=long, as .ci/run has it, takes three times as many
+
+SHARE = 1 if os.environ.get("TEST_EXAMPLES") == "long" else 3
+
+
+def examples(count):
+    """Settings of a property that is tried on so many examples, or by default on a third of them."""
+    return settings(max_examples=count // SHARE)
+
 
 # ----------------------------------------------------------------------------
 # Data

@@ -7,14 +7,14 @@ from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llama2_py.engine import arithmetic
 import llama2
 import plain
 from llama2_py.engine.arithmetic import C, Exact, R, bounds, certified, libm, r, running_sums
-from tests.helpers import any_float, awkward, bits, command, failure, ordinary, plain_c, rounded, vectors
+from tests.helpers import any_float, awkward, bits, command, examples, failure, ordinary, plain_c, rounded, vectors
 
 
 def check_dots(rows, x):
@@ -26,7 +26,7 @@ def check_dots(rows, x):
 
 
 @given(st.lists(vectors, min_size=1, max_size=4))
-@settings(max_examples=400)
+@examples(400)
 def test_dots_are_the_definition_on_awkward_numbers(pairs):
     x = pairs[0][1]
     check_dots([(row + [0.0] * len(x))[:len(x)] for row, _ in pairs], x)
@@ -34,7 +34,7 @@ def test_dots_are_the_definition_on_awkward_numbers(pairs):
 
 @given(vectors, st.lists(st.sampled_from([2.0**-24, 2.0**-25, 2.0**-60, -(2.0**-25), 1 + 2.0**-23, 1.0, -1.0]),
                          max_size=4))
-@settings(max_examples=400)
+@examples(400)
 def test_dots_are_the_definition_where_all_but_little_cancels(pair, rest):
     # w.x - w.x + rest, and rests that make ties: sums half way between two binary32, or a little beside it
     w, x = pair
@@ -42,7 +42,7 @@ def test_dots_are_the_definition_where_all_but_little_cancels(pair, rest):
 
 
 @given(st.integers(0, 2**32), st.sampled_from([1, 8, 64, 172, 288, 768]), st.floats(-20, 20), st.floats(-20, 20))
-@settings(max_examples=60)
+@examples(60)
 def test_dots_are_the_definition_on_vectors_as_models_have_them(seed, d, scale, x_scale):
     rng = random.Random(seed)
     rows = [R([rng.gauss(0, 10**scale) for _ in range(d)]) for _ in range(4)]
@@ -58,7 +58,7 @@ def distances(seed, d, along):
 
 @given(st.integers(0, 2**32), st.sampled_from([1, 2, 3, 8, 64, 172, 768]), st.booleans())
 @example(9, 2, True)
-@settings(max_examples=200)
+@examples(200)
 def test_the_exact_dot_product_lies_within_the_bounds(seed, d, along):
     row, x = distances(seed, d, along)
     matrix, operand = Exact.Matrix([row]), Exact.operand(x)
@@ -165,7 +165,7 @@ def test_a_matrix_grown_by_rows_or_by_columns_is_the_same_matrix(x, data):
 
 @given(st.lists(st.one_of(st.floats(-110, 95, width=32), any_float, awkward), min_size=1, max_size=8))
 @example([88.72283935546875, 88.722839, -103.97207, -103.97208, 89.0, -1e30, 1e30])
-@settings(max_examples=150)
+@examples(150)
 def test_exp_is_correctly_rounded_and_inf_where_too_large(values):
     values = [rounded(v) for v in values]
     assert bits(Exact.exps(values)) == bits([plain.exp(max(-200.0, min(v, 200.0))) for v in values])
@@ -173,7 +173,7 @@ def test_exp_is_correctly_rounded_and_inf_where_too_large(values):
 
 
 @given(st.floats(0, 300, width=32), st.floats(0, 1, width=32))
-@settings(max_examples=60)
+@examples(60)
 def test_cos_sin_and_pow_are_correctly_rounded(angle, exponent):
     for A, definition in (Exact, plain), (C, plain_c):
         assert bits([A.cos(angle), A.sin(angle), A.pow(10000.0, exponent)]) == bits(
@@ -197,7 +197,7 @@ def test_a_number_beside_the_middle_of_two_floats_is_certified_to_its_own_side(v
 
 
 @given(st.integers(0, 2**32), st.floats(-8, 8), st.sampled_from([1, 2, 3, 48, 64]))
-@settings(max_examples=300)
+@examples(300)
 def test_rmsnorm_is_the_definition(seed, scale, d):
     rng = random.Random(seed)
     x, w = (R([rng.gauss(0, s) for _ in range(d)]) for s in (10**scale, 1.0))

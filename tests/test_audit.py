@@ -10,7 +10,7 @@ import struct
 from array import array
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import llama2
@@ -28,8 +28,8 @@ from llama2_py.log.writing import Writer
 from llama2_py.referee import audit as auditing
 from llama2_py.referee.freivalds import ROUNDINGS, ROUNDINGS_ROTATED, Probe, part_of_limit, turned_back
 from llama2_py.referee.secret import MOST_SECRETS, Secret, draw, make_secret
-from tests.helpers import (MODEL, SHAPES, TOKENIZER, command, edit, failure, forge, make_checkpoint, make_tokenizer,
-                           read_bytes, read_lines)
+from tests.helpers import (MODEL, SHAPES, TOKENIZER, command, edit, examples, failure, forge, make_checkpoint,
+                           make_tokenizer, read_bytes, read_lines)
 from tests.test_huggingface import CONFIG, mutated_bytes, write_folder
 
 PROMPT = [1, 263, 264]
@@ -511,7 +511,7 @@ floats = st.one_of(st.floats(-4, 4, width=32), st.floats(-2.0**60, 2.0**60, widt
 @given(st.integers(1, 6).flatmap(lambda d: st.tuples(
     st.lists(st.lists(floats, min_size=d, max_size=d), min_size=1, max_size=8), st.lists(floats, min_size=d,
                                                                                          max_size=d))))
-@settings(max_examples=50)
+@examples(50)
 def test_whatever_the_numbers_rounding_stays_within_the_limit(given):
     rows, x = given
     y = [Exact.dot(row, x) for row in rows]
@@ -519,7 +519,7 @@ def test_whatever_the_numbers_rounding_stays_within_the_limit(given):
 
 
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 3), st.floats(0, 3000, width=32))
-@settings(max_examples=60)
+@examples(60)
 def test_a_turn_and_its_undoing_stay_within_the_limit(seed, heads, half, angle):
     rng = random.Random(seed)
     rows = [[r(rng.gauss(0, 10.0**rng.randrange(-3, 4))) for _ in range(5)] for _ in range(2 * half * heads)]
@@ -531,7 +531,7 @@ def test_a_turn_and_its_undoing_stay_within_the_limit(seed, heads, half, angle):
 
 
 @given(st.integers(0, 2**31), st.integers(1, 300), st.floats(2.1, 1000))
-@settings(max_examples=40)
+@examples(40)
 def test_one_element_beyond_twice_the_limit_is_always_seen(seed, n, times):
     rng = random.Random(seed)
     rows = [[r(rng.gauss(0, 1)) for _ in range(4)] for _ in range(n)]

@@ -8,13 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llama2_py import console
 from llama2_py.log import show
 from llama2_py import trace_command as tracing
-from tests.helpers import HERE, command, interruptible, process, read_bytes, written
+from tests.helpers import HERE, command, examples, interruptible, process, read_bytes, written
 from llama2_py.console import VerificationError
 
 
@@ -164,7 +164,7 @@ VERDICTS = ["verified: 14 steps computed again and found equal", "root: 15:" + "
 
 @given(st.text(st.sampled_from("ab é\n\t\x1b\u202e\u00a0\\\"😀"), max_size=200), st.sampled_from(VERDICTS),
        st.integers(0, 90), st.sampled_from(["", " ", "a", "\n", "é"]))
-@settings(max_examples=300)
+@examples(300)
 def test_no_string_can_pass_for_a_line_of_ours(text, verdict, padding, filler):
     """Whatever stands around it, and wherever a terminal of 80 columns breaks the line."""
     text = text + filler * padding + verdict + text

@@ -2,11 +2,12 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llama2_py.log import events
 from llama2_py.console import VerificationError
+from tests.helpers import examples
 
 CONFIG = {"dim": 4, "hidden_dim": 4, "n_layers": 2, "n_heads": 1, "n_kv_heads": 1, "vocab_size": 50, "seq_len": 8,
           "shared_classifier": True}
@@ -42,7 +43,7 @@ def test_a_place_follows_from_the_header(level, n_layers):
 
 
 @given(st.sampled_from(events.LEVELS), st.integers(1, 200), st.integers(1, 200))
-@settings(max_examples=200)
+@examples(200)
 def test_an_event_stands_at_its_own_index_and_at_no_other(level, index, other):
     layout = events.Layout({**HEADER, "level": level, "steps": 8, "tokens": [1] * 8})
 

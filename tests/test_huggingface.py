@@ -8,7 +8,7 @@ import random
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import llama2
@@ -20,7 +20,7 @@ from llama2_py.engine.safetensors import SIZES, TensorFile
 from llama2_py.engine.strict_json import read_object
 from llama2_py.engine.workers import Shard, Team
 from llama2_py.log.weights import weights_root
-from tests.helpers import SHAPES, bits
+from tests.helpers import SHAPES, bits, examples
 
 # ----------------------------------------------------------------------------
 # Folders to test with
@@ -610,7 +610,7 @@ def with_bytes(layout):
     return {name: (dtype, shape, bytes(SIZES[dtype] * math.prod(shape))) for name, (dtype, shape) in layout.items()}
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(entries, st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=2))
 def test_any_file_of_tensors_is_read_as_it_was_written(tmp_path_factory, layout, metadata):
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
@@ -622,7 +622,7 @@ def test_any_file_of_tensors_is_read_as_it_was_written(tmp_path_factory, layout,
             "<Q", data)[0]
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(entries.filter(bool), st.data())
 def test_tensors_that_move_overlap_or_leave_a_hole_and_are_refused(tmp_path_factory, layout, data):
     tensors = with_bytes(layout)

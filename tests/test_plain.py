@@ -12,12 +12,12 @@ from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import plain
 from llama2_py import command as command_line
-from tests.helpers import (COINS, HERE, MODEL, STORY, STORY_LOGITS, TOKENIZER, any_float, bits, interruptible,
+from tests.helpers import (COINS, HERE, MODEL, STORY, STORY_LOGITS, TOKENIZER, any_float, bits, examples, interruptible,
                            make_checkpoint, process, read_bytes)
 
 # exp, sin and cos of a float32 to twelve digits, and powers of 10,000: from tables
@@ -41,7 +41,7 @@ def test_functions_have_the_values_of_tables():
 @given(st.fractions(-(2**30), 2**30))
 @example(1 + Fraction(1, 2**24) + Fraction(1, 2**60))  # beside a midpoint, where rounding twice errs
 @example(1 + Fraction(3, 2**24) - Fraction(1, 2**60))
-@settings(max_examples=300)
+@examples(300)
 def test_nearest_has_no_nearer_neighbour(number):
     with localcontext() as context:
         context.prec = 60

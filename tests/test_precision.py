@@ -6,7 +6,7 @@ import math
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import llama2
@@ -17,7 +17,7 @@ from llama2_py.doctor.numbers import Numbers
 from llama2_py.doctor.precision import PRECISIONS, RoundedCheckpoint, open_rounded
 from llama2_py.engine.half_precision import table
 from llama2_py.engine.models import open_checkpoint
-from tests.helpers import MODEL, command, edited, make_checkpoint
+from tests.helpers import MODEL, command, edited, examples, make_checkpoint
 from tests.test_names import SHAPE, TOKENS, Right, records_of, rows_of
 
 ROUND = {"bfloat16": precision.bfloat16, "float16": precision.float16}
@@ -139,7 +139,7 @@ def nearest(values, v):
     return math.copysign(values[best], v)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.lists(st.floats(-60000, 60000, width=32), min_size=1, max_size=2), st.sampled_from(list(ROUND)))
 def test_weights_are_rounded_to_the_nearest_even(numbers, name):
     values = table(PRECISIONS[name].form.dtype)

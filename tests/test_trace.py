@@ -27,9 +27,9 @@ from llama2_py import trace_command as tracing
 from llama2_py.console import VerificationError
 from llama2_py.engine import graph
 from llama2_py.engine.checkpoint import Checkpoint
-from tests.helpers import (HERE, OPTIONS, PIECES, SHAPES, bits, command, door, edit, edited, failure, forge,
-                           forward_definition, interruptible, make_tokenizer, noticed, process, read_bytes,
-                           read_lines, root_line)
+from tests.helpers import (HERE, OPTIONS, PIECES, SHAPES, bits, command, door, edit, edited, examples, failure, forge,
+                           forward_definition, interruptible, make_tokenizer, noticed, process, read_bytes, read_lines,
+                           root_line)
 from tests.test_events import CONFIG, HEADER
 from test_merkle import mth
 
@@ -651,7 +651,7 @@ def test_a_root_without_its_size_is_not_enough_for_a_proof(traces, tmp_path, cap
 
 
 @given(st.data())
-@settings(max_examples=150)
+@examples(150)
 def test_a_log_that_grows_proves_it_and_any_other_does_not(tmp_path_factory, traces, data):
     log, path = formats.read(traces["layer"]), str(tmp_path_factory.getbasetemp() / "growth.proof")
     size = data.draw(st.integers(1, len(log)))
@@ -719,7 +719,7 @@ def forged_lines(draw):
 
 @pytest.mark.slow
 @given(st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_under_one_head_one_step_at_most_passes_for_a_position(tmp_path_factory, data):
     lines = forged_lines(data.draw)
     leaves = [merkle.leaf_hash(line) for line in lines]
@@ -1032,7 +1032,7 @@ def test_a_changed_proof_is_noticed(traces, tmp_path, capfdbinary, change):
 
 
 @given(st.sampled_from(["step", "layer", "op"]), st.integers(0, 13), st.data())
-@settings(max_examples=100)
+@examples(100)
 def test_a_proof_proves_its_header_and_step_and_with_any_bit_flipped_nothing(tmp_path_factory, traces, kind, pos, data):
     log, path = formats.read(traces[kind]), str(tmp_path_factory.getbasetemp() / "flipped.proof")
     proof = bytearray(proofs.prove(log, pos))

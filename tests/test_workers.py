@@ -13,14 +13,14 @@ import threading
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import llama2
 from llama2_py.engine import workers
 from llama2_py.engine.checkpoint import Checkpoint
-from tests.helpers import (HERE, Scripted, bits, command, edited, failure, forward_definition, interruptible,
-                      make_checkpoint, numbers, run_forward, tell)
+from tests.helpers import (HERE, Scripted, bits, command, edited, examples, failure, forward_definition, interruptible,
+                           make_checkpoint, numbers, run_forward, tell)
 
 
 @pytest.mark.parametrize("arithmetic", ["exact", "c"])
@@ -33,7 +33,7 @@ def test_any_number_of_workers_gives_the_same_operations(files, shape, workers, 
 
 
 @given(st.data())
-@settings(max_examples=12)
+@examples(12)
 def test_models_of_any_shape_are_the_definition_with_any_number_of_workers(tmp_path_factory, data):
     draw, path = data.draw, tmp_path_factory.getbasetemp() / "shape.bin"
     n_kv_heads, group, half = (draw(st.integers(1, n)) for n in (3, 3, 3))
