@@ -324,7 +324,8 @@ def judges(path, folder):
         yield verdicts
 
 
-@pytest.mark.parametrize("add", [forward, backward, pairwise, four_lanes, double])
+@pytest.mark.parametrize("add", [forward, four_lanes, *[
+    pytest.param(add, marks=pytest.mark.slow) for add in (backward, pairwise, double)]])
 @pytest.mark.parametrize("fma", [False, True])
 def test_right_ports_are_consistent_whatever_their_order_of_summation(path, judge, add, fma):
     verdict = judge(Port(path, add=add, fma=fma))
@@ -392,7 +393,7 @@ MISTAKES = [
 
 
 # A few are tried by default, all others are slow
-TRIED = [pytest.param(*row, marks=[pytest.mark.slow] if i % 30 else []) for i, row in enumerate(MISTAKES)]
+TRIED = [pytest.param(*row, marks=[pytest.mark.slow] if i % 40 else []) for i, row in enumerate(MISTAKES)]
 
 
 @pytest.mark.parametrize("fault, by_logits, by_operations", TRIED)

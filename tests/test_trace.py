@@ -839,8 +839,12 @@ def test_a_proof_is_read_from_bytes_as_well(traces):
     proofs.verify_growth(proofs.prove_growth(log, 3), log.head(), writing.head(3, log.tree.root(3)))
 
 
-@pytest.mark.parametrize("stuffing", [b"{},", b"1,", *[b'{"index":0,"line":"' + text for text in (
-    b"", rb"\\", rb"\"", rb"\u0000", b" ")], b'{"index":0,"line":"x","path":["' + b'%s","' % (b"0" * 64)])
+STUFFINGS = [b"{},", b'{"index":0,"line":"' + rb"\u0000", b"1,", *[b'{"index":0,"line":"' + text for text in (
+    b"", rb"\\", rb"\"", b" ")], b'{"index":0,"line":"x","path":["' + b'%s","' % (b"0" * 64)]
+
+
+@pytest.mark.parametrize("stuffing", [pytest.param(stuffing, marks=[pytest.mark.slow] if i > 1 else [])
+                                      for i, stuffing in enumerate(STUFFINGS)])
 def test_a_proof_that_is_stuffed_takes_no_memory(stuffing, tmp_path, traces):
     """What stands at the end of an event is written again and again: objects, what a string has, or hashes."""
     log = formats.read(traces["step"])
