@@ -146,10 +146,16 @@ def residual(x: Sequence[float], change: Sequence[float]) -> tuple[float, ...]:
 async def forward(shard: Shard, token: int, pos: int, see: Callable, wanted: bool = True) -> Sequence[float]:
     """The token at position pos -> the logits of what follows it, (vocab); () if they are not wanted.
 
-    Several processes can share the work. Each has some heads, and some rows of every matrix: `await matvec` gives its
-    rows of a product, `await gather` the whole vector, from the parts of all processes. (In one process, a part is the
-    whole.) see(l, op, values) -> values shows each result to whoever observes the run. Transformer.forward leads here
-    by way of Team.run and Shard.passes; workers.run_together drives the coroutine.
+    On a first reading skip every `await`: matvec(w, x) is w times x, gather(part) is part, see(l, op, values) is
+    values. This is a coroutine, so that it can stop in two places and go on later:
+
+    - at `await matvec`, until the passes of other positions have come to the same matrix, whose rows are then read from
+      the file once for all of them;
+    - at `await gather`, until the other processes have come there. Each has some heads and some rows of every matrix,
+      hence a part of each vector; what it gets back is the whole.
+
+    Nobody else calls it: Transformer.forward asks Team.run, which has Shard.passes make a coroutine for each position,
+    and workers.run_together takes them from stop to stop. see shows each result to whoever observes the run.
     """
     A = shard.arithmetic
     cos, sin = rope_angles(A, pos, shard.config)                                   # (hs / 2)
