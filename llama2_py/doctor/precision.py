@@ -67,7 +67,7 @@ PRECISIONS = {precision.name: precision for precision in (
     Precision("float32", None, 0.0, ""),
     Precision("bfloat16", BFLOAT16, 2.0**-134,
               "a theta that is off by 1 %, an epsilon of 1e-4 or less, angles of RoPE in bfloat16"),
-    Precision("float16", FLOAT16, 2.0**-25, "a theta that is off by 0.1 %, an epsilon of 1e-6"))}
+    Precision("float16", FLOAT16, 2.0**-25, "a theta that is off by 1 % or less, in short texts; an epsilon of 1e-6"))}
 
 
 # ----------------------------------------------------------------------------
