@@ -343,20 +343,29 @@ class Rounded(Right):
         return [tuple(map(self.number, row)) for row in rows]
 
 
-@wrong("weights are cut to bfloat16, not rounded")
+@wrong("the embedding is multiplied by sqrt(dim)")
+class TimesRootOfDim(Right):
+    def weights(self, name, l):
+        rows = super().weights(name, l)
+        if name != "embedding":
+            return rows
+        return [tuple(f32(v * f32(math.sqrt(self.c.dim))) for v in row) for row in rows]
+
+
+@wrong("weights, without the norms', are cut to bfloat16, not rounded")
 class Truncated(Rounded):
     def number(self, v):
         return struct.unpack("f", struct.pack("I", struct.unpack("I", struct.pack("f", v))[0] & 0xFFFF0000))[0]
 
 
-@wrong("weights are rounded to TensorFloat-32")
+@wrong("weights, without the norms', are rounded to TensorFloat-32")
 class TensorFloat(Rounded):
     def number(self, v):
         (bits,) = struct.unpack("I", struct.pack("f", v))
         return struct.unpack("f", struct.pack("I", (bits + 0xFFF + (bits >> 13 & 1)) & 0xFFFFE000))[0]
 
 
-@wrong("weights are rounded to float8 (e4m3)")
+@wrong("weights, without the norms', are rounded to float8 (e4m3)")
 class Float8(Rounded):
     def number(self, v):
         exponent = max(math.floor(math.log2(abs(v) or 1e-9)), -6)

@@ -1548,9 +1548,10 @@ OTHER_FORMATS: tuple[tuple[str, Callable], ...] = (
 
 
 def other_weight_formats() -> Iterator[Kind]:
-    """Weights in those formats, with the embedding and without it."""
+    """Weights in those formats, with the norms', with the embedding, and without it."""
     for text, rounded in OTHER_FORMATS:
-        yield rounded_weights(f"weights are {text}", rounded, embedding_too=True)
+        yield rounded_weights(f"weights are {text}", rounded, embedding_too=True, norms_too=True)
+        yield rounded_weights(f"weights, without the norms', are {text}", rounded, embedding_too=True, kept=NORM_OPS)
         yield rounded_weights(f"weights of matrices are {text}", rounded)
         yield rounded_weights(f"weights of the layers' matrices are {text}", rounded, classifier_too=False)
 
@@ -1634,6 +1635,12 @@ def wrong_tokens() -> Iterator[Kind]:
         def embedding(self, l, pos):
             factor = sqrt(self.config.dim)
             return [factor * v for v in super().embedding(l, pos)]
+
+        def errors(self, op, l, pos, y):
+            if op != "embedding":
+                return super().errors(op, l, pos, y)
+            once = [U * abs(v) for v in y]  # the root is rounded, and so is the product
+            return once, [2 * v for v in once]
     yield TimesRootOfDim
 
 

@@ -462,7 +462,9 @@ def pairs(search: Search, mistakes: Sequence[Kind]) -> list[str]:
     def fits(pair: tuple[Kind, Kind]) -> Fit | None:
         a, b = pair
         fit = None if a.replaces & b.replaces else search.fit(both(a, b))
-        return fit if fit and search.explains(fit) else None
+        if fit is None or not search.explains(fit):
+            return None
+        return fit if b not in constants or fit.noise <= search.limits.constant else None
 
     for (a, b), _ in search.budget.trials(tried, "pairs of known mistakes", fits):
         return [a.name, b.name]
