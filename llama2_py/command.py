@@ -130,6 +130,7 @@ class Run:
         if tokens is None:
             tokens = self.tokenizer.encode(self.prompt)
             del self.options["tokens"]
+        llama2.check_length(tokens, self.transformer)
         console.need(f"token of {self.path}", max(tokens), max(tokens) < len(vocab),
                      f"in the vocabulary of {len(vocab)}")
         return tokens

@@ -669,7 +669,7 @@ def test_the_command_says_what_it_computed(files, whole_run, capfdbinary):
     assert lines[0] == "audited: 9 steps, without the model"
     assert lines[1] == "135 products are right to within float32 rounding"
     assert lines[3].startswith("the largest difference of a product: 0.")
-    assert lines[2] == "144 other operations and 9 tokens are right to the bit"
+    assert lines[2] == "144 other operations and 9 tokens are right to the bit, given those products"
     assert "  seed: 7" in lines and "only recomputed from the file itself" in lines[-1]
     root = trace_root(whole_run[0])
     code, out, _ = command(capfdbinary, "audit", *whole_run, "--root", root, program=trace_command)

@@ -56,6 +56,14 @@ def test_a_run_is_logged_verified_and_proved(folders, kind, tmp_path, capfdbinar
     assert command(capfdbinary, "check", proof, "--root", head, program=tracing)[0] == 0
 
 
+def test_a_run_without_a_prompt_has_an_error_that_says_so(folders, tmp_path, capfdbinary):
+    folder = shutil.copytree(folders["float32"], tmp_path / "folder")
+    (folder / "tokenizer.json").write_text(json.dumps(byte_level()))  # which puts no BOS in front
+    code, out, err = command(capfdbinary, folder, "-n", 3)
+    assert (code, out) == (2, b"") and err == (
+        "llama2.py: error: the prompt has no token; the encoded empty text has one, BOS\n")
+
+
 def test_a_header_names_the_constants_that_are_not_llama2_cs(folders, tmp_path, capfdbinary):
     found = {}
     for kind, path in folders.items():

@@ -832,6 +832,39 @@ def test_neighbours_that_contradict_each_other_are_not_both_proved(tmp_path):
                 proofs.verify_proof(proof, writing.head(4, tree.root()))
 
 
+def test_a_step_behind_a_token_that_ends_the_run_is_not_proved():
+    """Step 1 reads BOS, so that the run was over; the proof of step 2 holds it as the step before."""
+    lines, tree = forged_steps(), merkle.MerkleTree()
+    lines[1:] = [edit(lines[1], next=5), edit(lines[2], token=1, next=3), edit(lines[3], token=3)]
+    for line in lines:
+        tree.append(merkle.leaf_hash(line))
+    proof = events.encode({"format": proofs.PROOF_FORMAT, "size": 4, "root": tree.root().hex(), "events": [
+        {"index": i, "line": lines[i].decode(), "path": [h.hex() for h in tree.inclusion_proof(i)]}
+        for i in (0, 2, 3)]})
+    with pytest.raises(VerificationError, match="token: expected .* got 1"):
+        proofs.verify_proof(proof, writing.head(4, tree.root()))
+
+
+def test_a_proof_that_could_not_be_checked_is_not_made(traces, monkeypatch):
+    log = formats.read(traces["step"])
+    whole = proofs.prove(log, 0, 9)
+    monkeypatch.setattr(proofs, "MAX_PROOF", len(whole) - 1)
+    with pytest.raises(ValueError, match="a proof of these steps is larger than .* bytes: ask for fewer"):
+        proofs.prove(log, 0, 9)
+    assert len(proofs.prove(log, 3)) < len(whole)
+
+
+def test_a_text_that_is_claimed_is_that_of_the_tokens(files, tmp_path, capfdbinary):
+    """What a log shows for the eye is ambiguous: \\xe2 is a byte, or four characters of a token's own."""
+    pieces = [rb"\xe2\x82\xac"] * 280
+    odd = make_tokenizer(tmp_path / "odd.bin", pieces, [0.0] * 280)
+    model = files["grouped"], "-z", odd
+    assert command(capfdbinary, *model, "--tokens", "1,7", "-t", 0, "-n", 3, "--trace", tmp_path / "t")[0] == 0
+    for text, expected in (r"\xe2\x82\xac" * 3, 0), ("\u20ac" * 3, 1):
+        (tmp_path / "text").write_text(text, encoding="utf-8")
+        assert command(capfdbinary, *model, "--verify", tmp_path / "t", "--text", tmp_path / "text")[0] == expected
+
+
 def test_a_proof_is_read_from_bytes_as_well(traces):
     log = formats.read(read_bytes(traces["step"]))
     assert log.path == "the bytes" and log.head() == formats.read(traces["step"]).head()
@@ -939,6 +972,7 @@ def test_a_tlog_proof_is_c2sps(golden_log, tmp_path, capfdbinary):
 @pytest.mark.parametrize("change, message", [
     (lambda note: note[:-1], "its last line does not end in a newline"),
     (lambda note: note + b"\n\xff\n", "byte 67 is not UTF-8"),
+    (lambda note: note + "\u2014 a b\x1b[2Jc\n".encode(), "note, line 4: is"),
     (lambda note: b"\x1b" + note, "origin is"), (lambda note: b"", "its last line does not end in a newline")])
 def test_a_note_that_is_none_is_refused(golden_log, tmp_path, capfdbinary, change, message):
     log, _ = golden_log

@@ -239,6 +239,8 @@ class Layout:
             for name, token in zip(("token", "next"), forced, strict=False):
                 if event[name] != token:
                     raise VerificationError(where, name, token, event[name])
+            if event["pos"] > 0 and event["token"] in self.must_end:
+                raise VerificationError(where, "token", "one after which the run goes on", event["token"])
             for name in "token", "next":
                 if event[name] >= self.header["config"]["vocab_size"]:
                     raise VerificationError(where, name, "a token of the vocabulary", event[name])

@@ -114,16 +114,16 @@ function checkStep(event, i) {
   if (event.token !== (before ?? event.token)) complain(i, "it reads another token than was chosen before.");
   if (i + 1 < given && event.next !== header.tokens[i + 1]) complain(i, "its token is not the one that was given.");
   if (event.next >= header.config.vocab_size) complain(i, "its token is not in the vocabulary.");
-  if (before === 1 && i || i >= header.steps) complain(i, "the run had ended before it.");
+  if (i && (header.config.eos ?? [1]).includes(before) || i >= header.steps) complain(i, "the run had ended before it.");
 }
-function bytesOf(text) {  // bytes that are no text by themselves stand as \xHH
+function bytesOf(text) {  // bytes that are no text stand as \xHH
   const parts = text.split(/\\x([89a-f][0-9a-f])/), out = [];
   parts.forEach((part, i) => {
     for (const byte of i % 2 ? [parseInt(part, 16)] : utf8(part)) out.push(byte);
   });
   return Uint8Array.from(out);
 }
-function readText() {  // a character stands with the token that completes it
+function readText() {  // a character stands where it is complete
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   pieces = events.map(event => decoder.decode(bytesOf(event.text), { stream: true }));
 }
@@ -184,7 +184,8 @@ const shown = text => /^(\\x[89a-f][0-9a-f])+$/.test(text) ? "byte" + text.repla
 const word = token => data.words[token] ?? "token " + token;
 const named = i => (shown(events[i].text) || "no text") + (["", events[i].text].includes(pieces[i]) ? "" :
   " of " + lineEnds(pieces[i]));
-const nameAt = pos => pos ? named(pos - 1) : header.tokens[0] === 1 ? "BOS" : "token " + header.tokens[0];
+const isBOS = token => token === (header.config.bos ?? 1);
+const nameAt = pos => pos ? named(pos - 1) : isBOS(header.tokens[0]) ? "BOS" : "token " + header.tokens[0];
 const percent = p => (100 * p).toFixed(p < 0.0995 ? 2 : 1) + " %";
 let chosen = 0, layer = 0, headNumber = 0, tokens = [];
 
@@ -410,7 +411,7 @@ function drawHeader() {
   say("h-model", model);
   say("h-steps", steps);
   say("h-begun", prompt ? "after the prompt " + visible(JSON.stringify([...prompt].slice(0, 200).join(""))) :
-    first.length === 1 && first[0] === 1 ? "without a prompt" : "after tokens that were given as numbers: " +
+    first.length === 1 && isBOS(first[0]) ? "without a prompt" : "after tokens that were given as numbers: " +
     first.slice(0, 50) + (first.length > 50 ? ",.." : ""));
   say("h-how", temperature ? `drawing at temperature ${temperature}, top-p ${p_value}, seed ${seed}` +
     (nonce ? ", by nonce " + nonce : "") :

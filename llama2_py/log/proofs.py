@@ -25,6 +25,7 @@ from llama2_py.log.writing import head
 
 PROOF_FORMAT, GROWTH_FORMAT = "llama2.py proof 3", "llama2.py growth 2"
 MAX_PROOF = 2**24  # bytes: of some 7,000 steps
+HEAD_OF_PROOF = 256  # bytes at most, of what stands before its events and behind them
 LONGEST = 2 * MAX_LINE + 2  # of a line in quotes, in which quotes and backslashes take two bytes
 
 # ----------------------------------------------------------------------------
@@ -34,9 +35,15 @@ LONGEST = 2 * MAX_LINE + 2  # of a line in quotes, in which quotes and backslash
 def prove(trace: Trace, first: int, last: int | None = None) -> bytes:
     """A proof, as JSON, that steps first .. last are in the log."""
     steps = range(max(0, first - 1), (first if last is None else last) + 1)
-    return encode({"format": PROOF_FORMAT, "size": trace.size, "root": trace.tree_root.hex(), "events": [
-        {"index": i, "line": trace.lines[i].decode(), "path": [h.hex() for h in trace.tree.inclusion_proof(i)]}
-        for i in [0, *map(trace.step, steps)]]})
+    events: list[dict] = []
+    size = 0
+    for i in (0, *map(trace.step, steps)):
+        path = [h.hex() for h in trace.tree.inclusion_proof(i)]
+        events.append({"index": i, "line": trace.lines[i].decode(), "path": path})
+        size += len(encode(events[-1]))
+        if size > MAX_PROOF - len(events) - HEAD_OF_PROOF:
+            raise ValueError(f"{trace.path}: a proof of these steps is larger than {MAX_PROOF} bytes: ask for fewer")
+    return encode({"format": PROOF_FORMAT, "size": trace.size, "root": trace.tree_root.hex(), "events": events})
 
 
 def prove_growth(trace: Trace, size: int) -> bytes:
@@ -229,6 +236,9 @@ def read_note(path: str, data: bytes) -> str:
     if not note.endswith("\n"):
         raise ValueError(f"{path}: its last line does not end in a newline, as a note's must")
     check_origin(note.split("\n")[0])
+    for number, line in enumerate(note.split("\n")[:-1], 1):
+        if not line.isprintable():
+            raise ValueError(f"{path}, line {number}: is {printable(line, 100)}, must be printable text")
     return note
 
 

@@ -3,6 +3,7 @@ nothing in a trace can pass for a line of ours on a terminal."""
 import io
 import json
 import re
+from collections.abc import Callable
 from typing import TextIO
 
 import merkle
@@ -49,16 +50,23 @@ def show_step(trace: Trace, pos: int, out: TextIO) -> None:
     out.write("  = the root\n")
 
 
-def text_of(trace: Trace, like: str | None = None, steps: int | None = None, beginning: bytes = b"") -> str:
+def text_of(trace: Trace, like: str | None = None, steps: int | None = None, beginning: bytes = b"",
+            decode: Callable[[int, int], bytes] | None = None) -> str:
     """The text of a trace's first steps, or of all, as the run prints it. like: the program whose habits it has;
-    beginning: what the first token adds to the text, which is not in the log."""
+    beginning: what the first token adds to the text, which is not in the log. decode: a tokenizer's, from whose tokens
+    the text is made; without it from what the log shows for the eye, in which \\xHH may be a byte or four characters.
+    """
     out = io.BytesIO()
     write = printer(out, like)
     write(beginning)
     silent = () if trace.prints_bos else Config.of(trace.header["config"]).must_end
     for index in trace.steps[:steps]:
         event = trace.event(index)
-        if event["next"] not in silent:
+        if event["next"] in silent:
+            continue
+        if decode:
+            write(decode(event["token"], event["next"]))
+        else:
             piece = event["text"].encode(errors="replace")
             write(re.sub(rb"\\x([89a-f][0-9a-f])", lambda byte: bytes.fromhex(byte[1].decode()), piece))
     return out.getvalue().decode(errors="replace")

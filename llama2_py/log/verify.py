@@ -41,7 +41,8 @@ def verify(run: Any, trace: Trace, last: int | None = None, published: str | Non
     if published is not None:
         trace.check_head(published)
     steps = len(trace.steps) if last is None else trace.step(last) // trace.per_step
-    told = text_of(trace, run.like, steps, run.beginning())
+    decode = run.tokenizer.decode if trace.provable else None  # a trace of llama2-rs holds the text itself
+    told = text_of(trace, run.like, steps, run.beginning(), decode)
     if text is not None and text not in (told, told + "\n"):
         raise VerificationError(trace.path, "text", text, told)
     events = map(trace.event, trace.steps)

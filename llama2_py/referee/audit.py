@@ -314,7 +314,7 @@ def open_log(source: Any, root: str | None, secret: Secret) -> Trace:
     """A log that can be audited by a secret. Raises ValueError if it cannot, VerificationError if its head is not the
     published one."""
     log = formats.read(source)
-    if root:
+    if root is not None:
         log.check_head(root)
     if not log.provable or log.header["level"] != "op" or log.header["arithmetic"] != Exact.name:
         has = f"level {log.header['level']}, arithmetic {log.header['arithmetic']}" if log.provable else log.kind

@@ -38,7 +38,7 @@ def show_audit(found: Audit, with_texts: bool, out: TextIO) -> None:
     part = " in part" if tally.missing else ""
     out.write(f"audited{part}: {found.steps} steps, without the model\n")
     out.write(f"{tally.products} products are right to within float32 rounding\n")
-    out.write(f"{tally.exact} other operations and {tally.tokens} tokens are right to the bit\n")
+    out.write(f"{tally.exact} other operations and {tally.tokens} tokens are right to the bit, given those products\n")
     if tally.missing:
         ops = ", ".join(f"{count} {op}" for op, count in tally.missing.items())
         out.write(f"not audited, for want of numbers: {ops}; the first is {found.first_missing}\n")
