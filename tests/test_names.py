@@ -7,7 +7,7 @@ import struct
 import pytest
 
 import llama2
-from llama2_py.doctor import mistakes
+from llama2_py.doctor import mistakes, report
 from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.compare import Comparison
 from llama2_py.doctor.numbers import Numbers
@@ -372,6 +372,16 @@ class Float8(Rounded):
         return round(v / 2.0 ** (exponent - 3)) * 2.0 ** (exponent - 3)
 
 
+@wrong("weights of the layers' matrices are rounded to float16; or weights of the layers' matrices are rounded to "
+       "TensorFloat-32")
+class LayersInFloat16(Right):
+    def weights(self, name, l):
+        rows = super().weights(name, l)
+        if name in ("embedding", "classifier") or name.startswith("rms"):
+            return rows
+        return [tuple(map(f16, row)) for row in rows]
+
+
 @wrong("weights of matrices are in Q8_0")
 class Q8(Right):
     def weights(self, name, l):
@@ -488,3 +498,23 @@ def test_no_two_mistakes_have_one_name():
     twice = {name for name, found in names.items() if len(found) > 1}
     assert twice == {f"the cache's {what} are one position {when}"  # with zeros beyond the edge, and without
                      for what in ("keys", "values", "keys and values") for when in ("late", "early")}
+
+
+class OrderOfHuggingFace(Right):
+    """A correct program whose q and k stand in halves' order."""
+
+    def keep(self, pos, l, op, x):
+        if op not in ("q", "k"):
+            return super().keep(pos, l, op, x)
+        halves = [v for h in range(0, len(x), self.hs) for v in x[h:h + self.hs][0::2] + x[h:h + self.hs][1::2]]
+        self.records.append((pos, l, op, halves))
+        return x
+
+
+@pytest.mark.slow
+def test_another_order_of_q_and_k_is_hinted_at_where_the_logits_are_right(path, doctor):
+    port = OrderOfHuggingFace(path)
+    port.run(TOKENS)
+    comparison, names = doctor(records_of(port, 5))
+    assert comparison.first_wrong.op == "q" and not comparison.logits_wrong
+    assert any("does the file have q and k in another order?" in line for line in report.advice(comparison, names))

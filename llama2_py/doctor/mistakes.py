@@ -109,7 +109,7 @@ def known(config, first_wrong: int = 0) -> list[Kind]:
         *rope_formats(),
         *rope_positions(),
         *rope_loops(),
-        *partial_rope(),
+        *partial_rope(config.head_size),
         *rope_scalings(config),
         *key_heads(),
         *head_orders(),
@@ -451,9 +451,9 @@ def rope_loops() -> Iterator[Kind]:
     yield KeysAtEachStep
 
 
-def partial_rope() -> Iterator[Kind]:
+def partial_rope(hs: int) -> Iterator[Kind]:
     """RoPE of a part of each head."""
-    for part in 2, 4:
+    for part in [part for part in (2, 4) if hs % (2 * part) == 0]:
         yield partly_turned(part, "")
         yield partly_turned(part, ", with the frequencies of a head of that size")
 
@@ -1478,6 +1478,8 @@ def weight_formats(config) -> Iterator[Kind]:
         yield rounded_weights(f"weights, without the norms', are rounded to {form.name}", form.round,
                               embedding_too=True, kept=NORM_OPS)
         yield rounded_weights(f"weights of matrices are rounded to {form.name}", form.round)
+        yield rounded_weights(f"weights of the layers' matrices are rounded to {form.name}", form.round,
+                              classifier_too=False)
     for group in 0, 32, 64, 128:
         if group < config.dim:
             yield from weights_in_int8(group)
@@ -1564,6 +1566,8 @@ def weights_in_int8(group: int) -> Iterator[Kind]:
     size = f"groups of {group}" if group else "rows"
     yield rounded_weights(f"weights are rounded to int8, in {size}", rounded, embedding_too=True)
     yield rounded_weights(f"weights of matrices are rounded to int8, in {size}", rounded)
+    yield rounded_weights(f"weights of the layers' matrices are rounded to int8, in {size}", rounded,
+                          classifier_too=False)
 
 
 def rounded_weights(text: str, rounded: Callable, embedding_too: bool = False, norms_too: bool = False,

@@ -13,6 +13,7 @@ from llama2_py.console import VERSION, printable
 from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.compare import FIVE, ONE_LOGIT, ONE_STEP, Comparison, element, first_bit, progress
 from llama2_py.doctor.numbers import Numbers
+from llama2_py.doctor.operations import ROTATED
 from llama2_py.doctor.precision import PRECISIONS, Precision
 from llama2_py.doctor.search import bits_of
 from llama2_py.engine.graph import place
@@ -234,6 +235,9 @@ def advice(c: Comparison, names: Sequence[str]) -> Iterator[str]:
         yield ("not shown by this: what happens at later positions, with other tokens, in the tokenizer and the sampler"
                + ("" if c.judged else "; and a mistake that changes no logit, such as RoPE with all positions shifted"))
     elif c.first_wrong:
+        if c.first_wrong.op in ROTATED and c.steps and not c.logits_wrong:
+            yield ("the logits are right: does the file have q and k in another order? Here neighbours turn together; "
+                   "where halves do, numbers i and i + hs/2 of a head stand at 2i and 2i + 1")
         if not names:
             yield ("next: read that operation's code; its inputs are the file's own" + (
                 ", and so is the cache: is it read and written by layer and position?"

@@ -98,7 +98,7 @@ class Singles:
         if all(self.near(step, i, step.right[i] + middle) for step in steps):
             return f"the logit of token {i} is off by {middle:.{DIGITS}g} at every step: a bias"
         if min(values) == max(values):
-            return f"the logit of token {i} is {values[0]:.{DIGITS}g} at every step: a banned token"
+            return f"the logit of token {i} is {values[0] + 0.0:.{DIGITS}g} at every step: a banned token"
         fed = self.tokens.index(i) if i in self.tokens else count
         if 0 < fed < count and all(i in self.off[pos] for pos in range(fed, count)) and not any(
                 i in self.off[pos] for pos in range(fed)):
