@@ -146,7 +146,8 @@ THETA = Constant(theta_is, measure_theta, THETAS, additive=False, shows_at_once=
 SCALE = Constant(scale_is, measure_scale, SCALES, additive=False, shows_at_once=False)
 CONSTANTS = (EPSILON, THETA, SCALE)
 # Those of other families of models: what is tried together with a formula
-FREQUENT = ((EPSILON, 0.0), (EPSILON, 1e-6), (EPSILON, 1e-5), (THETA, 10000.0), (THETA, 100000.0), (THETA, 500000.0), (THETA, 1e6))
+FREQUENT = ((EPSILON, 0.0), (EPSILON, 1e-6), (EPSILON, 1e-5), (THETA, 10000.0), (THETA, 100000.0), (THETA, 500000.0),
+            (THETA, 1e6))
 CONSTANT_OF = {**dict.fromkeys(NORM_OPS, EPSILON), **dict.fromkeys(ROPE, THETA), "weights": SCALE}
 
 
