@@ -15,7 +15,7 @@ from llama2_py.doctor.compare import FIVE, ONE_LOGIT, ONE_STEP, Comparison, elem
 from llama2_py.doctor.numbers import Numbers
 from llama2_py.doctor.operations import ROTATED
 from llama2_py.doctor.precision import PRECISIONS, Precision
-from llama2_py.doctor.search import bits_of
+from llama2_py.doctor.simple import bits_of
 from llama2_py.engine.graph import place
 
 BUDGET = 20.0  # seconds for the search

@@ -11,7 +11,7 @@ sift, only some rows of a large classifier are computed.
 import copy
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import fsum, inf
@@ -23,9 +23,11 @@ from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.constants import CONSTANTS, FREQUENT, Constant, named, nearby
 from llama2_py.doctor.mistakes import Kind, both, in_layer, known
 from llama2_py.doctor.operations import Model, Operations, rms
-from llama2_py.doctor.precision import FORMATS, Precision
-from llama2_py.doctor.singles import DIGITS, SINGLE, Seen, single_logits
+from llama2_py.doctor.precision import Precision
+from llama2_py.doctor.simple import bits_of, out_of_step, rounded_logits, scaled_logits
+from llama2_py.doctor.singles import Seen, single_logits
 from llama2_py.engine.checkpoint import Config
+from llama2_py.engine.graph import NORMS
 from llama2_py.engine.rows import Rows
 
 
@@ -59,8 +61,6 @@ MAY_ENLARGE = 1000
 LATER_STEPS = 0.8
 # Mistakes explain alike that are within this factor of the nearest, or of the noise.
 ALIKE = 1.5
-# A format of few bits: its results are off by half the distance of neighbours, and a little of float32's own.
-A_LITTLE_MORE = 1.01
 
 # How many steps are taken: at first, to sift; and for what is judged by the steps after the first wrong one
 SIFT, SIFT_AFTER = 12, 6
@@ -68,7 +68,7 @@ LATER, LATER_AFTER = 16, 8
 CONSTANT_AFTER = 3
 SAMPLE = 512  # rows of the classifier, by which a large one is sifted
 # Newton's method on a constant: steps at most, and where to stop; by how much it is moved to see a slope
-ROUNDS, CLOSE_ENOUGH = 8, 1e-9
+ROUNDS, CLOSE_ENOUGH, FASTER = 8, 1e-9, 2
 MOVE_BY, MOVE_BY_PART = 1e-6, 1e-4
 # A model is small if a position costs no more multiplications. Only there two mistakes are tried together, and more
 # steps are looked at.
@@ -85,7 +85,7 @@ def by_logits(shard, tokens: Sequence[int], steps: Sequence[Seen], precision: Pr
     steps = steps[:steps_needed(shard.config, steps)]
     formats = [] if precision.form else rounded_logits(steps)
     near = limits_of(precision).near
-    simple = formats + out_of_step(steps, near) + scaled_logits(steps) + single_logits(shard, tokens, steps)
+    simple = formats + out_of_step(steps, near) + scaled_logits(steps, limits_of(precision).rounding) + single_logits(shard, tokens, steps)
     if simple:
         return ["; or ".join(simple)]
     if not precision.form and (bits := bits_of([step.theirs for step in steps])):
@@ -103,54 +103,6 @@ def steps_needed(c: Config, steps: Sequence[Seen]) -> int:
     """How many steps are looked at."""
     first = next((pos for pos, step in enumerate(steps) if step.off(step.right) >= WRONG_STEP), 0)
     return max(SEARCHED if is_small(c) else SEARCHED_IF_LARGE, first + SEARCHED_AFTER)
-
-
-# ----------------------------------------------------------------------------
-# What needs no model
-
-
-def bits_of(rows: Iterable[Sequence[float]]) -> str | None:
-    """The format of few bits that all numbers are in."""
-    rows = list(rows)
-    for form in FORMATS:
-        if all(tuple(form.round(row)) == tuple(row) for row in rows):
-            return form.name
-    return None
-
-
-def rounded_logits(steps: Sequence[Seen]) -> list[str]:
-    """Logits that are the right ones, rounded to few bits."""
-    name = bits_of([step.theirs for step in steps])
-    form = next((form for form in FORMATS if form.name == name), None)
-    if form is None:
-        return []
-    distance = A_LITTLE_MORE * form.distance
-    for step in steps:
-        for a, b in zip(step.theirs, step.right, strict=True):
-            if abs(a - b) > distance * abs(b) + SINGLE * step.noise:
-                return []
-    return [f"logits are {name}"]
-
-
-def out_of_step(steps: Sequence[Seen], near: float) -> list[str]:
-    """Rows of logits that are one step early or late."""
-    names = []
-    for by, name in (1, "early: row t has the logits of step t + 1"), (-1, "late: row t has those of step t - 1"):
-        offs = [step.off(steps[i + by].right) for i, step in enumerate(steps) if 0 <= i + by < len(steps)]
-        if offs and rms(offs) <= near:
-            names.append(f"rows are one step {name}")
-    return names
-
-
-def scaled_logits(steps: Sequence[Seen]) -> list[str]:
-    """Logits that are a multiple of the right ones."""
-    products = fsum([v for step in steps for v in map(mul, step.theirs, step.right)])
-    squares = fsum([v * v for step in steps for v in step.right])
-    factor = products / (squares or inf)
-    offs = [step.off([factor * v for v in step.right]) for step in steps]
-    if not (factor > 0 and rms(offs) <= OF_FLOAT32.rounding * max(1.0, factor)):
-        return []
-    return [f"logits are divided by {1 / factor:.{DIGITS}g}: a temperature"]
 
 
 # ----------------------------------------------------------------------------
@@ -284,8 +236,18 @@ class Search:
     # -- which fit best
 
     def best(self, mistakes: Sequence[Kind], what: str) -> list[str]:
-        """The names of the mistakes that explain the logits alike, the nearest first."""
-        found = [(fit.noise, mistake) for mistake, fit in self.budget.trials(mistakes, what, self.sifted)]
+        """The names of the mistakes that explain the logits alike, the nearest first. Once one brings them down to
+        rounding, only those of its kind are tried: others do not explain alike."""
+        found: list[tuple[float, Kind]] = []
+        kinds: set[str] = set()
+
+        def sifted(mistake: Kind) -> Fit | None:
+            return None if kinds and not kinds & kinds_of(mistake) else self.sifted(mistake)
+
+        for mistake, fit in self.budget.trials(mistakes, what, sifted):
+            found.append((fit.noise, mistake))
+            if fit.noise <= self.limits.rounding and not mistake.rough:
+                kinds |= kinds_of(mistake)
         if any(mistake.rough for _, mistake in found):
             found = self.held_against_later_steps(found)
         found.sort(key=by_noise)
@@ -336,6 +298,8 @@ class Search:
             return None
         trial = ConstantTrial(self, constant)
         value = trial.refined(trial.start())
+        if trial.distance(value) > self.limits.near:
+            return None
         for candidate in nearby(value):
             fit = self.fit(constant.mistake(candidate, self.shard.config))
             if fit and self.explains(fit) and fit.noise < self.limits.constant:
@@ -392,7 +356,7 @@ class ConstantTrial:
                 new = max(value + change, 0.0)
             else:
                 new = value * math.exp(max(-1.0, min(1.0, change / value)))
-            if self.distance(new) >= distance:
+            if self.distance(new) > distance / FASTER:  # it converges at least so fast where the constant is the cause
                 return value
             if abs(new - value) < CLOSE_ENOUGH * (1 if additive else value):
                 return new
@@ -433,6 +397,15 @@ def sample_of(shard, steps: Sequence[Seen]) -> Sample | None:
     other.classifier = Rows(read, shard.checkpoint.release, shard.arithmetic, range(len(chosen)), dim, unpacked=True)
     some = slice(None, None, chosen.step)
     return Sample(other, [Seen(step.theirs[some], step.right[some], step.noise) for step in steps])
+
+
+KINDS = {**dict.fromkeys(("q", "k", "v", "weights", "attention"), "attention"), **dict.fromkeys(NORMS, "norms"),
+         **dict.fromkeys(("gate", "up", "swiglu", "ffn_out"), "feed-forward")}
+
+
+def kinds_of(mistake: Kind) -> set[str]:
+    """What a mistake is about."""
+    return {KINDS.get(op, op) for op in mistake.changes}
 
 
 def by_noise(found: tuple[float, Kind]) -> float:
