@@ -85,7 +85,8 @@ def by_logits(shard, tokens: Sequence[int], steps: Sequence[Seen], precision: Pr
     steps = steps[:steps_needed(shard.config, steps)]
     formats = [] if precision.form else rounded_logits(steps)
     near = limits_of(precision).near
-    simple = formats + out_of_step(steps, near) + scaled_logits(steps, limits_of(precision).rounding) + single_logits(shard, tokens, steps)
+    simple = formats + out_of_step(steps, near) + scaled_logits(steps, limits_of(precision).rounding)
+    simple += single_logits(shard, tokens, steps)
     if simple:
         return ["; or ".join(simple)]
     if not precision.form and (bits := bits_of([step.theirs for step in steps])):
