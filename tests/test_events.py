@@ -45,12 +45,12 @@ def test_a_place_follows_from_the_header(level, n_layers):
 @given(st.sampled_from(events.LEVELS), st.integers(1, 200), st.integers(1, 200))
 @examples(200)
 def test_an_event_stands_at_its_own_index_and_at_no_other(level, index, other):
-    layout = events.Layout({**HEADER, "level": level, "steps": 8, "tokens": [1] * 8})
+    layout = events.Layout({**HEADER, "level": level, "steps": 8, "tokens": [3] * 8})
 
     def event(index):
         place = layout.place(index)
         return {**place, "sha256": "00" * 32} if "op" in place else {
-            **place, "token": 1, "next": 1, "text": "", "logits": "00" * 32}
+            **place, "token": 3, "next": 3, "text": "", "logits": "00" * 32}
 
     if event(index)["pos"] < 8:
         layout.check("line", index, event(index))
