@@ -1,4 +1,4 @@
-"""Tests of operations.py, mistakes.py and diagnosis.py: ports of Llama to float32, right and wrong, and the verdicts.
+"""Tests of operations.py, mistakes/ and diagnosis.py: ports of Llama to float32, right and wrong, and the verdicts.
 
 The ports are written here, as somebody who does not know this project would write them: plain loops, every operation
 rounded, sums in some order.
@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 import llama2
-from llama2_py.doctor import compare, constants, diagnosis, mistakes, noise, numbers
+from llama2_py.doctor import compare, constants, diagnosis, noise, numbers, precision
+from llama2_py.doctor.mistakes.known import known
 from llama2_py.doctor import operations, report, search, singles
 from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.precision import PRECISIONS
@@ -630,7 +631,7 @@ def test_what_no_rounding_makes_is_impossible_and_what_it_hardly_makes_unlikely(
 
 
 def test_a_rounding_that_explains_the_first_step_and_no_other_is_not_named(path):
-    rounded = next(m for m in mistakes.known(Checkpoint(path).config) if m.name == "values are bfloat16")
+    rounded = next(m for m in known(Checkpoint(path).config) if m.name == "values are bfloat16")
     with llama2.Transformer(path) as model:
         for other in True, False:
             steps, kinds = [], (rounded, operations.Operations)
@@ -722,7 +723,7 @@ def test_a_bias_a_ban_and_a_penalty_are_no_rows_of_the_classifier(path):
 
 @pytest.mark.parametrize("name, own", [("float16", f16), ("bfloat16", bf16)])
 def test_values_are_rounded_to_the_nearest_even(name, own):
-    to = next(form.round for form in mistakes.FORMATS if form.name == name)
+    to = next(form.round for form in precision.FORMATS if form.name == name)
     for value in (1.0, 1.00390625, 1.01171875, 1.00048828125, 1.00146484375, -3.14159, 0.0, -0.0, 6e-5, 1e-40):
         assert struct.pack("f", to([value])[0]) == struct.pack("f", own(f32(value)))
 
@@ -734,8 +735,7 @@ def test_measured_constants_stand_for_round_numbers_first():
 
 
 def test_a_mistake_that_enlarges_noise_is_measured_in_its_own(path, monkeypatch):
-    known = mistakes.known(Checkpoint(path).config)
-    missing = next(mistake for mistake in known if mistake.name.startswith("attention_residual is missing"))
+    missing = next(mistake for mistake in known(Checkpoint(path).config) if mistake.name.startswith("attention_residual is missing"))
     with llama2.Transformer(path) as model:
         rows = [operations.Model(kind, model.shard, TOKENS) for kind in (missing, operations.Operations)]
         steps = []

@@ -7,7 +7,8 @@ import struct
 import pytest
 
 import llama2
-from llama2_py.doctor import mistakes, report
+from llama2_py.doctor import report
+from llama2_py.doctor.mistakes.known import known
 from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.compare import Comparison
 from llama2_py.doctor.numbers import Numbers
@@ -493,7 +494,7 @@ def test_what_real_ports_do_wrong_has_its_name(path, doctor, name):
 def test_no_two_mistakes_have_one_name():
     config = Checkpoint(llama2.__file__.replace("llama2.py", "llama2_py/stories/model.bin")).config
     names = {}
-    for mistake in mistakes.known(config, 4):
+    for mistake in known(config, 4):
         names.setdefault(mistake.name, []).append(mistake)
     twice = {name for name, found in names.items() if len(found) > 1}
     assert twice == {f"the cache's {what} are one position {when}"  # with zeros beyond the edge, and without

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import llama2
 import plain
-from llama2_py.doctor.mistakes import Mistake
+from llama2_py.doctor.mistakes.mistake import Mistake
 from llama2_py.doctor.operations import Operations
 from llama2_py.engine.arithmetic import ARITHMETIC
 from tests.helpers import HERE, any_float

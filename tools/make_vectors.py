@@ -5,7 +5,7 @@
     python3 tools/make_vectors.py FOLDER
 
 Results are the exact arithmetic's, bounds those of llama2_py/doctor/errors.py, flags the mistakes of
-llama2_py/doctor/mistakes.py and constants.py that show in a test by more than twice its bound: a mistake that is added
+llama2_py/doctor/mistakes/ and constants.py that show in a test by more than twice its bound: a mistake that is added
 there is in the vectors once this has run. vectors/README.md describes the files.
 """
 import os

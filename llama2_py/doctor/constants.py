@@ -10,7 +10,7 @@ from math import fsum, inf
 from operator import mul
 from typing import NamedTuple
 
-from llama2_py.doctor.mistakes import NORM_OPS, ROPE, Kind, Mistake
+from llama2_py.doctor.mistakes.mistake import NORM_OPS, ROPE, Kind, Mistake
 from llama2_py.doctor.operations import Operations
 from llama2_py.engine.checkpoint import Config
 from llama2_py.engine.rows import split

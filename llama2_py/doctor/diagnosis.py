@@ -17,7 +17,8 @@ from operator import add
 from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.constants import CONSTANT_OF, EPSILON, Constant, named, nearby
 from llama2_py.doctor.errors import SMALLEST
-from llama2_py.doctor.mistakes import ROPE, Kind, both, known
+from llama2_py.doctor.mistakes.known import known
+from llama2_py.doctor.mistakes.mistake import ROPE, Kind, both
 from llama2_py.doctor.operations import UNLIKELY_ONE, Operations, in_precision, judge, rms
 from llama2_py.doctor.precision import FORMATS, Format, Precision
 from llama2_py.doctor.singles import Seen, single_logits

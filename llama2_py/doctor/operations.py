@@ -5,7 +5,7 @@
     sigma, bound = right.errors("q", 2, 7, y)           # what a float32 program may differ from it
 
 Each operation is a method that asks for its inputs: from another program's numbers, so that it inherits nothing of what
-went wrong before, or from its own earlier results, which makes it a model (class Model). mistakes.py replaces one or
+went wrong before, or from its own earlier results, which makes it a model (class Model). mistakes/ replaces one or
 two of these methods to make a known mistake.
 
 Results are those of real numbers, computed in binary64; their bits are defined by llama2.py, not here.

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.constants import CONSTANTS, FREQUENT, Constant, named, nearby
-from llama2_py.doctor.mistakes import Kind, both, in_layer, known
+from llama2_py.doctor.mistakes.known import known
+from llama2_py.doctor.mistakes.mistake import Kind, both, in_layer
 from llama2_py.doctor.operations import Model, Operations, rms
 from llama2_py.doctor.precision import Precision
 from llama2_py.doctor.simple import bits_of, out_of_step, rounded_logits, scaled_logits

@@ -1,4 +1,4 @@
-"""All known mistakes, numbered: those of doctor/mistakes.py, and the constants of doctor/constants.py.
+"""All known mistakes, numbered: those of doctor/mistakes/, and the constants of doctor/constants.py.
 
     catalogue()              # {"M017": its name}
     kinds_for(config)        # {"M017": a class}, of those that can be made with a model of this shape
@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from llama2_py.doctor.constants import CONSTANTS
-from llama2_py.doctor.mistakes import Kind, known
+from llama2_py.doctor.mistakes.known import known
+from llama2_py.doctor.mistakes.mistake import Kind
 from llama2_py.engine.checkpoint import Config
 from tools.vectorgen.inputs import by_file
 from tools.vectorgen.models import MODELS

@@ -6,7 +6,7 @@
     test.results(kind)  # what a program gives that makes a mistake, once for each operation that the vector stands for
 
 What is computed here is computed elsewhere: llama2.py's blocks give the results, doctor/operations.py the errors, and
-doctor/mistakes.py the mistakes. An operation sees a model of one layer in which nothing is but what the vector gives. A
+doctor/mistakes/ the mistakes. An operation sees a model of one layer in which nothing is but what the vector gives. A
 mistake that needs anything else cannot show in it, and has to show in a whole model.
 """
 from collections.abc import Iterator, Sequence
