@@ -151,7 +151,7 @@ def verify_proof(source: str | os.PathLike | bytes, published: str) -> tuple[dic
         raise ValueError(f"{path}: not a proof: does not hold a header and a step")
     check_inclusion(first, size, root)
     header = read_header(first.where, first.line)
-    steps = [step for step in proved_steps(header, lines, size, root)]
+    steps = list(proved_steps(header, lines, size, root))
     if steps and steps[0]["pos"] > 0:
         del steps[0]  # the step before: it shows what has to follow
     if not steps:
