@@ -326,7 +326,8 @@ def test_a_turn_that_the_context_does_not_hold_is_refused(tokenizer):
     *[([f"--{option}", "x", "--explain-text", "y"], f"--{option} and --explain-text: one at a time")
       for option in ("verify", "trace", "logits", "dump", "compare")],
     (["-y", "x"], "--system_prompt belongs to mode chat"),
-    (["-i", "x", "--tokens", "1"], "--tokens and --input-prompt:"),
+    (["-i", "x", "--tokens", "1"], "--tokens and --input_prompt:"),
+    (["--mode", "chat", "--compare-text", "x"], "--compare-text belongs to mode generate, not to chat"),
     (["-m", "chat", "--tokens", "1"], "--tokens belongs to mode generate, not to chat"),
     *[(["--compare", "x", *more], "--compare takes the likeliest tokens")
       for more in (["-t", "0.5"], ["--workers", "2"])],
@@ -522,7 +523,7 @@ def test_no_tokens_are_an_error(files, tokenizer):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda path: llama2.Transformer(path, "fast"), "^arithmetic is fast, must be exact, c or runq$"),
+    (lambda path: llama2.Transformer(path, "fast"), "^arithmetic is fast, must be exact or c or runq$"),
     (lambda path: llama2.Transformer(path, ["c"]), "^arithmetic is "),
     (lambda path: llama2.Transformer(path, workers=0), "^workers is 0, must be an integer from 1 to 1024$"),
     (lambda path: llama2.Transformer(path, workers=2.0), "^workers is 2.0"),

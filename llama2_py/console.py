@@ -76,21 +76,22 @@ class Parser(argparse.ArgumentParser):
         """Bad usage."""
         raise ValueError(message)
 
+    def option_name(self, attribute: str) -> str:
+        """An option as it is given, by the name that its value has."""
+        return next(action.option_strings[-1] for action in self._actions if action.dest == attribute)
+
     def check(self, args: argparse.Namespace, needs: dict[str, str], apart: dict[str, tuple[str, ...]]) -> None:
         """Refuse options without the one that they need, and those beside which another cannot stand."""
         def given(option):
             return getattr(args, option) is not None
 
-        def name(option):
-            return f"--{option.replace('_', '-')}"
-
         for option, needed in needs.items():
             if given(option) and not given(needed):
-                self.error(f"{name(option)} needs {name(needed)}")
+                self.error(f"{self.option_name(option)} needs {self.option_name(needed)}")
         for option, others in apart.items():
             for other in others:
                 if given(option) and given(other):
-                    self.error(f"{name(other)} and {name(option)}: one at a time")
+                    self.error(f"{self.option_name(other)} and {self.option_name(option)}: one at a time")
 
 
 def utf8(argument: str) -> str:

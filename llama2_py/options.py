@@ -84,17 +84,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.commit:  # to a trace that is to be written
         del needs["trace_level"]
     parser.check(args, needs, APART)
-    for message in faults_of_mode(args), faults_of_like(args), faults_of_numbers(args):
+    for message in faults_of_mode(parser, args), faults_of_like(args), faults_of_numbers(args):
         if message:
             parser.error(message)
     return args
 
 
-def faults_of_mode(args: argparse.Namespace) -> str | None:
+def faults_of_mode(parser: console.Parser, args: argparse.Namespace) -> str | None:
     """Which option does not fit the mode, or what is asked for."""
     for option in NOT_IN_CHAT:
         if getattr(args, option) is not None and args.mode == "chat":
-            return f"--{option} belongs to mode generate, not to chat"
+            return f"{parser.option_name(option)} belongs to mode generate, not to chat"
     if args.system_prompt is not None and args.mode != "chat":
         return "--system_prompt belongs to mode chat"
     if args.page is not None and (args.like == "llama2-rs" or args.workers > 1):

@@ -663,9 +663,9 @@ def test_one_logit_alone_can_be_wrong(path, tmp_path):
             return comparison
 
         step = compared().steps[6]
-        share = compared().shares[11]
+        length = compared().lengths[11]
         for times, consistent in (20, True), (45, False):
-            before, rows[6][11] = rows[6][11], rows[6][11] + times * step.noise / share
+            before, rows[6][11] = rows[6][11], rows[6][11] + times * step.noise * length
             comparison = compared()
             assert comparison.consistent() == consistent and comparison.overall < 2
             assert max(s.off for s in comparison.steps) < 12
@@ -735,7 +735,8 @@ def test_measured_constants_stand_for_round_numbers_first():
 
 
 def test_a_mistake_that_enlarges_noise_is_measured_in_its_own(path, monkeypatch):
-    missing = next(mistake for mistake in known(Checkpoint(path).config) if mistake.name.startswith("attention_residual is missing"))
+    mistakes = known(Checkpoint(path).config)
+    missing = next(mistake for mistake in mistakes if mistake.name.startswith("attention_residual is missing"))
     with llama2.Transformer(path) as model:
         rows = [operations.Model(kind, model.shard, TOKENS) for kind in (missing, operations.Operations)]
         steps = []

@@ -15,7 +15,8 @@ import merkle
 import plain
 from llama2_py import command as command_line
 from llama2_py import trace_command as tracing
-from llama2_py.log import formats, page, show
+from llama2_py.engine import graph
+from llama2_py.log import events, formats, page, show
 from llama2_py.log.proofs import checkpoint
 from tests.helpers import MODEL, command, edit, failure, forge, read_lines
 
@@ -26,6 +27,13 @@ DARK = "--blink-settings=preferredColorScheme=0"
 SCRIPT, MARKUP = page.source("page.js"), page.source("page.html")
 NONCE = "5a" * 16
 MULTILINGUAL = "Grüße, שלום 😀. One day"
+
+
+def test_the_script_knows_what_a_log_says():
+    assert f'"{events.FORMAT}"' in SCRIPT
+    assert f'"{",".join(events.SCHEMAS[0])}"' in SCRIPT and f'"{",".join(events.SCHEMAS[4])}"' in SCRIPT
+    assert [name for name in events.HEADER if name not in events.SCHEMAS[0]] == ["nonce"] and "seed,nonce" in SCRIPT
+    assert f"{{ step: 1, layer: layers + 1, op: {len(graph.OPERATIONS)} * layers + {len(graph.OUTSIDE)} }}" in SCRIPT
 
 
 def data_of(text):

@@ -302,7 +302,7 @@ def test_format_1_is_read_no_more(traces, tmp_path, capfdbinary):
     lines[0] = events.encode({**header, "format": "llama2.py trace 1"})
     bad = forge(tmp_path / "bad", lines)
     assert failure(capfdbinary, "show", bad, program=tracing) == (
-        f"{bad}, line 1: a trace of format 1, which says less of the model; this program reads 'llama2.py trace 2'")
+        f"{bad}, line 1: format is \"llama2.py trace 1\"; this program reads 'llama2.py trace 2'")
 
 
 @pytest.mark.parametrize("fields", [{"model": "00" * 32}, {"weights": "00" * 32}, {"model": "00" * 32, "steps": 20},

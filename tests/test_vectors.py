@@ -282,6 +282,14 @@ def test_a_port_to_numpy_passes_in_every_order_with_and_without_denormals(flush)
 # Mistakes do not
 
 
+def test_a_mistake_keeps_its_number_and_a_new_one_gets_the_next():
+    have = {("a", 0): "M001", ("b", 0): "M002", ("a", 1): "M004"}
+    keys = [("new", 0), ("a", 1), ("a", 0), ("other", 0)]
+    assert catalogue.numbered(keys, have) == {
+        ("new", 0): "M005", ("a", 1): "M004", ("a", 0): "M001", ("other", 0): "M006"}
+    assert catalogue.registered() == catalogue.numbers()
+
+
 def test_every_known_mistake_is_in_the_vectors_or_is_said_to_be_unseen():
     with open(os.path.join(VECTORS, "mistakes.json"), encoding="utf-8") as file:
         listed = json.load(file)

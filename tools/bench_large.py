@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures models of the sizes that people ship, with random weights, in folders: tools/bench.py --large prints it.
+"""Measures models of the sizes that people ship, with random weights, in folders.
 
     python3 tools/bench_large.py [PYTHON ...]    # on this Python, or on those given
 

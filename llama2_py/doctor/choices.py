@@ -2,7 +2,7 @@
 
     chosen = Likeliest(logits)                  # greedy; Drawn(logits, sampler): by a coin
     chosen.token                                # what the exact program takes
-    chosen.ratio(17, Unit(noise, shares))       # by how many times the noise token 17 misses
+    chosen.ratio(17, Unit(noise, lengths))      # by how many times the noise token 17 misses
 """
 from array import array
 from bisect import bisect_left, bisect_right
@@ -25,12 +25,12 @@ NEAR = 2.0**-10
 @dataclass
 class Unit:
     """In what a step's logits are measured."""
-    noise: float             # root mean square of the noise of its logits
-    shares: Sequence[float]  # of each logit in it (compare.shares_of)
+    noise: float              # root mean square of the noise of its logits
+    lengths: Sequence[float]  # of the classifier's rows, by which logits share in it (operations.row_lengths)
 
     def of(self, token: int) -> float:
         """The noise of one logit."""
-        return self.noise / self.shares[token]
+        return self.noise * self.lengths[token]
 
 
 class Chosen(Protocol):

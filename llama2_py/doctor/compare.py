@@ -10,32 +10,28 @@ or search.py (logits) looks for the mistake; report.py prints what was found.
 """
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from math import exp, fsum, hypot, isfinite, log, sqrt
-from operator import add, mul, sub
+from operator import add, sub, truediv
 from struct import pack
 
-from llama2 import CHUNK
+from llama2 import CHUNK, Events
 from llama2_py.console import say
 from llama2_py.doctor import diagnosis, search
 from llama2_py.doctor.budget import Budget
+from llama2_py.doctor.limits import (FEW, ONE_LOGIT, ONE_OPERATION, ONE_STEP, OPERATION, OVERALL,
+                                     OVERALL_OF_FEW)
 from llama2_py.doctor.noise import NoisyRun, draws
 from llama2_py.doctor.numbers import Numbers
-from llama2_py.doctor.operations import Judgement, Operations, in_precision, judge, rms
+from llama2_py.doctor.operations import Judgement, Operations, in_precision, judge, rms, row_lengths
 from llama2_py.doctor.precision import PRECISIONS, Precision
 from llama2_py.engine.graph import count, place, sequence, size
 
 # ----------------------------------------------------------------------------
 # The verdict
 
-# What is consistent with float32. (Of correct programs the worst had 1.1, 5.6 and 10; of wrong ones the nearest 10, 34
-# and 54, but for those whose mistake is below rounding. Correct runs of up to FEW steps came to 2.03 overall.)
-OVERALL, ONE_STEP, ONE_LOGIT = 2.0, 12.0, 32.0
-FEW, OVERALL_OF_FEW = 8, 3.0
-# The same for an operation whose inputs the file does not have: it has fewer numbers than the logits
-OPERATION, ONE_OPERATION = 4.0, 32.0
 NO_NOISE = 1e-30  # stands for noise where there is none
 HALF_OF_FLOAT16 = 2.0**-12  # what writing float16 adds to the noise: root mean square, relative
 
@@ -102,7 +98,7 @@ class Comparison:
         self.right_operations = in_precision(Operations, precision)(self.shard, self.tokens, self._right_result)
         self.fused = in_precision(FusedResidual, precision)(self.shard, self.tokens, self.get)
         self.beginning: Sequence[float] = ()  # the right logits of position 0
-        self.shares: list[float] = []        # of each logit in the noise: rms of the classifier's rows' lengths / its
+        self.lengths: list[float] = []       # of the classifier's rows, by which logits share in the noise
         self.steps: list[Step] = []          # those whose logits were judged
         self.done = 0                        # positions that were run
         self.exact: dict[int, Sequence[float]] = {}  # the right logits, by position
@@ -125,9 +121,8 @@ class Comparison:
         while pos < goal and self.parted is None and self.not_finite is None:
             progress("running", pos, goal)
             chunk = self.tokens[pos:min(pos + CHUNK, goal)]
-            seen: list[list] = [[] for _ in chunk]
-            observers = [recorder(events) for events in seen] if observed else []
-            rows = self.model.forward_chunk(chunk, pos, observers)
+            seen = [Events() for _ in chunk]
+            rows = self.model.forward_chunk(chunk, pos, seen if observed else [])
             noisy = noise.steps(chunk, pos, observed)
             for at, step in enumerate(zip(rows, seen, noisy, strict=True), pos):
                 self._take(at, *step)
@@ -178,13 +173,13 @@ class Comparison:
         if at is not None:
             self.not_finite = f"step {pos}, token {at}: {theirs[at]}"
             return
-        if not self.shares:
-            self.shares = shares_of(self.shard.classifier)
+        if not self.lengths:
+            self.lengths = row_lengths(self.shard.classifier)
         noise = noise_of(noisy, row)
         if self.numbers.are_float16 and not self.precision.form:
             noise = hypot(noise, HALF_OF_FLOAT16 * rms(row))
         self.exact[pos] = row
-        self.steps.append(step_of(pos, theirs, row, noise, self.shares))
+        self.steps.append(step_of(pos, theirs, row, noise, self.lengths))
 
     def _operations(self, pos, events, noisy):
         """Judge the operations of a position; events: the right ones, noisy: those of each draw, if any are needed."""
@@ -325,10 +320,10 @@ class FusedResidual(Operations):
 FIVE = 5  # likeliest tokens whose agreement is told
 
 
-def step_of(pos: int, theirs: Sequence[float], row: Sequence[float], noise: float, shares: Sequence[float]) -> Step:
-    """How far logits are from the right ones, (vocab) each; shares: of each logit in the noise, (vocab)."""
+def step_of(pos: int, theirs: Sequence[float], row: Sequence[float], noise: float, lengths: Sequence[float]) -> Step:
+    """How far logits are from the right ones, (vocab) each; lengths: of the classifier's rows, (vocab)."""
     differences = list(map(sub, theirs, row))
-    by_row = list(map(mul, map(abs, differences), shares))
+    by_row = list(map(truediv, map(abs, differences), lengths))
     worst = max(by_row)
     five, their_five = likeliest(row), likeliest(theirs)
     ours, theirs_likeliest = five[0], their_five[0]
@@ -354,13 +349,6 @@ def divergence(row: Sequence[float], other: Sequence[float]) -> float:
     return max(0.0, mean + shift)
 
 
-def shares_of(classifier) -> list[float]:
-    """Of each logit in the noise: the root mean square of the classifier's rows' lengths / its row's length."""
-    lengths = [sqrt(square) or NO_NOISE for block in classifier.blocks for square in block.squares]
-    unit = rms(lengths)
-    return [unit / length for length in lengths]
-
-
 def noise_of(noisy: Sequence[Sequence[float]], right: Sequence[float]) -> float:
     """The root mean square of what each draw of noise makes of right results, (n) each."""
     return rms([rms(list(map(sub, draw, right))) for draw in noisy]) or NO_NOISE
@@ -381,14 +369,6 @@ def are_wrong(steps: Sequence[Step]) -> bool:
     """Are the logits of some steps farther from the right ones than those of float32 programs?"""
     return bool(steps) and (overall(steps) >= limit_of(steps) or max(step.off for step in steps) >= ONE_STEP
                             or max(step.worst for step in steps) >= ONE_LOGIT)
-
-
-def recorder(events: list) -> Callable:
-    """An observer that keeps what it sees."""
-    def see(*event):
-        events.append(event)
-
-    return see
 
 
 def not_finite(values: Sequence[float]) -> int | None:
@@ -416,8 +396,8 @@ def progress(what: str, done: int, of: int) -> None:
 def first_bit(model, tokens: Sequence[int], numbers: Numbers, steps: int) -> str | None:
     """The place of the first number that is not, in every bit, the model's, for the eye; None if all of them are."""
     for pos, token in enumerate(tokens[:steps]):
-        events: list = []
-        row = model.forward(token, pos, recorder(events))
+        events = Events()
+        row = model.forward(token, pos, events)
         for l, op, values in [*events, (None, "logits", row)]:
             theirs = numbers.values(op, l, pos)
             if theirs is None:

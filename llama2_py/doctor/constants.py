@@ -10,7 +10,8 @@ from math import fsum, inf
 from operator import mul
 from typing import NamedTuple
 
-from llama2_py.doctor.mistakes.mistake import NORM_OPS, ROPE, Kind, Mistake
+from llama2_py.doctor.mistakes.mistake import NORM_OPS, Kind, Mistake
+from llama2_py.engine.graph import ROTATED
 from llama2_py.doctor.operations import Operations
 from llama2_py.engine.checkpoint import Config
 from llama2_py.engine.rows import split
@@ -52,7 +53,7 @@ def theta_is(value: float, config: Config) -> Kind:
     """Another base of RoPE's frequencies."""
     class Theta(Mistake):
         name = f"RoPE's theta is {value:g}, not {config.rope_theta:g}"
-        changes = ROPE
+        changes = ROTATED
         theta = value
     return Theta
 
@@ -148,7 +149,7 @@ CONSTANTS = (EPSILON, THETA, SCALE)
 # Those of other families of models: what is tried together with a formula
 FREQUENT = ((EPSILON, 0.0), (EPSILON, 1e-6), (EPSILON, 1e-5), (THETA, 10000.0), (THETA, 100000.0), (THETA, 500000.0),
             (THETA, 1e6))
-CONSTANT_OF = {**dict.fromkeys(NORM_OPS, EPSILON), **dict.fromkeys(ROPE, THETA), "weights": SCALE}
+CONSTANT_OF = {**dict.fromkeys(NORM_OPS, EPSILON), **dict.fromkeys(ROTATED, THETA), "weights": SCALE}
 
 
 def named(constant: Constant, candidate: float, value: float, config: Config) -> str:

@@ -18,12 +18,12 @@ from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.constants import CONSTANT_OF, EPSILON, Constant, named, nearby
 from llama2_py.doctor.errors import SMALLEST
 from llama2_py.doctor.mistakes.known import known
-from llama2_py.doctor.mistakes.mistake import ROPE, Kind, both
+from llama2_py.doctor.mistakes.mistake import Kind, both
 from llama2_py.doctor.operations import UNLIKELY_ONE, Operations, in_precision, judge, rms
 from llama2_py.doctor.precision import FORMATS, Format, Precision
 from llama2_py.doctor.singles import Seen, single_logits
 from llama2_py.engine.checkpoint import Config
-from llama2_py.engine.graph import NORMS, PRODUCTS
+from llama2_py.engine.graph import NORMS, PRODUCTS, ROTATED
 
 # Results are in a format of few bits if all of them are such numbers, and off by no more than so many times half the
 # distance of neighbours: what they are made of may have been rounded, too.
@@ -237,7 +237,7 @@ class AmongOperations:
         """Is a result right, but for some elements and those that RoPE mixes them with?"""
         y, sigma, bound = self.expected(op, l, pos)
         mixed = {i for first, second, _ in self.right.pairs(len(y)) for i in (first, second)
-                 if {first, second} & off} if op in ROPE else off
+                 if {first, second} & off} if op in ROTATED else off
         theirs = list(self.get(op, l, pos))
         for i in off | mixed:
             theirs[i] = y[i]

@@ -20,7 +20,7 @@ from typing import Any
 
 from llama2_py.console import write_whole
 from llama2_py.doctor.arrays import MAGIC, Array, read_bare, read_npy
-from llama2_py.doctor.records import Records, are_records
+from llama2_py.log.records import Records, are_records, record_of
 from llama2_py.engine.arithmetic import to_bytes
 
 # ----------------------------------------------------------------------------
@@ -57,8 +57,7 @@ class DumpFile:
 
     def operation(self, layer: int | None, op: str, values: Sequence[float]) -> None:
         """Take an operation of the current step."""
-        self.records += f"{self.pos} {-1 if layer is None else layer} {op} {len(values)}\n".encode()
-        self.records += to_bytes(values)
+        self.records += record_of(self.pos, layer, op, values)
 
     def step(self, step: Any) -> None:
         """Take a step's logits."""

@@ -22,15 +22,15 @@ from dataclasses import dataclass
 from itertools import chain
 from math import exp, fsum, hypot, sqrt
 from operator import add, mul, sub
+from typing import Any
 
 from llama2_py.doctor.errors import (FLUSHED, ROUNDED, ROUNDED_TWICE, Errors, angle_error, dot_errors, norm_errors,
                                      residual_errors, rope_errors, softmax_errors, swiglu_errors)
 from llama2_py.doctor.precision import PRECISIONS, Precision
 from llama2_py.engine.frequencies import scaled
-from llama2_py.engine.graph import NORMS, PRODUCTS, sequence
+from llama2_py.engine.graph import NORMS, PRODUCTS, ROTATED, sequence
 from llama2_py.engine.rows import split
 
-ROTATED = ("q", "k")
 TWICE = (*NORMS, "swiglu")  # whose results are rounded twice, if they are rounded to 16 bits
 
 # How far a result may be from its definition: beyond the bound it is impossible, beyond these it is unlikely. (Right
@@ -68,6 +68,16 @@ def judge(theirs: Sequence[float], y: Sequence[float], errors: Errors) -> Judgem
 def rms(x: Sequence[float]) -> float:
     """The root of the mean square."""
     return hypot(*x) / sqrt(len(x))
+
+
+NO_LENGTH = 1e-30  # stands for the length of a row of zeros
+
+
+def row_lengths(classifier: Any) -> list[float]:
+    """A classifier -> the length of each of its rows / the root mean square of all: so logits share in the noise."""
+    lengths = [sqrt(square) or NO_LENGTH for block in classifier.blocks for square in block.squares]
+    unit = rms(lengths)
+    return [length / unit for length in lengths]
 
 
 def dot(a: Sequence[float], b: Sequence[float]) -> float:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
-from llama2_py.engine.arithmetic import to_bytes
+from llama2_py.log.records import record_of
 
 
 @contextlib.contextmanager
@@ -176,7 +176,7 @@ class Recorder:
             return
         self.seen.add((pos, l, op))
         values = row.flatten().tolist()
-        self.out.write(f"{pos} {-1 if l is None else l} {op} {len(values)}\n".encode() + to_bytes(values))
+        self.out.write(record_of(pos, l, op, values))
 
 
 def in_order_of_neighbours(x):

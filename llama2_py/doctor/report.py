@@ -11,12 +11,12 @@ from typing import Any, BinaryIO
 
 from llama2_py.console import VERSION, printable
 from llama2_py.doctor.budget import Budget
-from llama2_py.doctor.compare import FIVE, ONE_LOGIT, ONE_STEP, Comparison, element, first_bit, progress
+from llama2_py.doctor.compare import FIVE, Comparison, element, first_bit, progress
+from llama2_py.doctor.limits import ONE_LOGIT, ONE_STEP
 from llama2_py.doctor.numbers import Numbers
-from llama2_py.doctor.operations import ROTATED
 from llama2_py.doctor.precision import PRECISIONS, Precision
 from llama2_py.doctor.simple import bits_of
-from llama2_py.engine.graph import place
+from llama2_py.engine.graph import ROTATED, place
 
 BUDGET = 20.0  # seconds for the search
 
@@ -195,7 +195,7 @@ def reasons_apart(c: Comparison) -> Iterator[str]:
 
 def size_hint(c: Comparison) -> Iterator[str]:
     """What the size of a difference suggests."""
-    if 0 < c.overall - 10 < 990:
+    if 10 < c.overall < 1000:
         yield "differences of this size often come from a constant, or from a cache in float16"
     elif 1000 <= c.overall < 30000:
         yield "differences of this size often come from half precision, or from weights in int8"

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.constants import CONSTANTS, FREQUENT, Constant, named, nearby
+from llama2_py.doctor.limits import ONE_STEP
 from llama2_py.doctor.mistakes.known import known
 from llama2_py.doctor.mistakes.mistake import Kind, both, in_layer
 from llama2_py.doctor.operations import Model, Operations, rms
@@ -53,8 +54,6 @@ def limits_of(precision: Precision) -> Limits:
     return OF_FEW_BITS if precision.form else OF_FLOAT32
 
 
-# A step whose logits are so far off is wrong. (Those of correct programs stay below 5.6; the verdict's own limit.)
-WRONG_STEP = 12
 # So many times nearer, a mistake that is still not near may have enlarged the noise itself: that is measured.
 MAY_ENLARGE = 1000
 # A rounding that explains the first wrong step must bring the later ones at least this near, by the right model's
@@ -66,7 +65,6 @@ ALIKE = 1.5
 # How many steps are taken: at first, to sift; and for what is judged by the steps after the first wrong one
 SIFT, SIFT_AFTER = 12, 6
 LATER, LATER_AFTER = 16, 8
-CONSTANT_AFTER = 3
 SAMPLE = 512  # rows of the classifier, by which a large one is sifted
 # Newton's method on a constant: steps at most, and where to stop; by how much it is moved to see a slope
 ROUNDS, CLOSE_ENOUGH, FASTER = 8, 1e-9, 2
@@ -103,7 +101,7 @@ def by_logits(shard, tokens: Sequence[int], steps: Sequence[Seen], precision: Pr
 
 def steps_needed(c: Config, steps: Sequence[Seen]) -> int:
     """How many steps are looked at."""
-    first = next((pos for pos, step in enumerate(steps) if step.off(step.right) >= WRONG_STEP), 0)
+    first = next((pos for pos, step in enumerate(steps) if step.off(step.right) >= ONE_STEP), 0)
     return max(SEARCHED if is_small(c) else SEARCHED_IF_LARGE, first + SEARCHED_AFTER)
 
 
@@ -128,7 +126,7 @@ class Search:
         self.limits = limits_of(precision)
         self.budget = budget
         self.before = [step.off(step.right) for step in steps]  # how far the right model is, by step
-        self.first = next((pos for pos, off in enumerate(self.before) if off > WRONG_STEP), 0)
+        self.first = next((pos for pos, off in enumerate(self.before) if off > ONE_STEP), 0)
         self.sample = sample_of(shard, steps)
 
     @functools.cached_property
@@ -148,7 +146,7 @@ class Search:
         if mistake.converts:
             return 2
         at_first = set(mistake.changes) <= AT_THE_FIRST_STEP_ALONE_RIGHT
-        return 0 if at_first == (self.before[0] <= WRONG_STEP) else 1
+        return 0 if at_first == (self.before[0] <= ONE_STEP) else 1
 
     # -- how well a mistake fits
 
@@ -176,7 +174,7 @@ class Search:
     def fit_first_wrong(self, mistake: Kind) -> Fit | None:
         """The same of a rounding, which the first wrong step alone judges: those before are right with it."""
         offs = self.offs(mistake, self.first + 1)
-        if offs is None or len(offs) <= self.first or any(off > WRONG_STEP for off in offs[:-1]):
+        if offs is None or len(offs) <= self.first or any(off > ONE_STEP for off in offs[:-1]):
             return None
         return Fit(offs[-1], self.before[self.first] / (offs[-1] or 1 / FAR))
 
@@ -292,11 +290,11 @@ class Search:
 
     def turn_of_constant(self, constant: Constant) -> bool:
         """What constants are sorted by: those that the first step speaks for come first."""
-        return constant.shows_at_once != (self.before[0] > WRONG_STEP)
+        return constant.shows_at_once != (self.before[0] > ONE_STEP)
 
     def constant(self, constant: Constant) -> str | None:
         """The name of a constant, if a value of it explains the logits."""
-        if self.before[0] > WRONG_STEP and not constant.shows_at_once:
+        if self.before[0] > ONE_STEP and not constant.shows_at_once:
             return None
         trial = ConstantTrial(self, constant)
         value = trial.refined(trial.start())
@@ -310,7 +308,7 @@ class Search:
 
 
 class ConstantTrial:
-    """The search for a constant's value, by the steps up to the first wrong one and a few more."""
+    """The search for a constant's value, by the steps up to the first wrong one."""
 
     def __init__(self, search: Search, constant: Constant):
         self.search = search

@@ -4,10 +4,9 @@
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from operator import sub
 
-from llama2_py.doctor.operations import rms
+from llama2_py.doctor.operations import rms, row_lengths
 
 # A logit alone is wrong beyond so many times its noise, while all others stay within SINGLE_REST. (10 and 1.1 were the
 # most that correct programs had.)
@@ -39,14 +38,12 @@ class Singles:
     def __init__(self, shard, tokens: Sequence[int], steps: Sequence[Seen]):
         self.tokens = tokens  # the model's inputs, one a step
         self.steps = steps
-        squares = [square for block in shard.classifier.blocks for square in block.squares]
-        unit = sqrt(sum(squares) / len(squares)) or 1.0
-        self.shares = [sqrt(square) / unit for square in squares]  # of each logit in the noise
-        self.off = [{i for i in range(len(squares)) if not self.near(step, i, step.right[i])} for step in steps]
+        self.lengths = row_lengths(shard.classifier)  # by which logits share in the noise
+        self.off = [{i for i in range(len(self.lengths)) if not self.near(step, i, step.right[i])} for step in steps]
 
     def near(self, step: Seen, i: int, value: float) -> bool:
         """Is a logit within rounding of a value?"""
-        return abs(step.theirs[i] - value) <= SINGLE * self.shares[i] * step.noise
+        return abs(step.theirs[i] - value) <= SINGLE * self.lengths[i] * step.noise
 
     def others_are_right(self, count: int) -> bool:
         """Are all logits of the first steps right, but for those that are off by themselves?"""

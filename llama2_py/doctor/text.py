@@ -17,15 +17,16 @@ from typing import Protocol
 
 import llama2
 from llama2_py.doctor.choices import Chosen, Drawn, Likeliest, Unit
-from llama2_py.doctor.compare import noise_of, progress, shares_of
+from llama2_py.doctor.compare import noise_of, progress
+from llama2_py.doctor.limits import ONE_LOGIT
 from llama2_py.doctor.noise import NoisyRun
+from llama2_py.doctor.operations import row_lengths
 from llama2_py.doctor.precision import PRECISIONS
 from llama2_py.doctor.written import Place, Source
 
-# A step's choice can be another one by rounding up to so many times the noise. (Logits of correct programs were off by
-# at most 10.2 times; see compare.ONE_LOGIT. What samplers in float32 and in double chose from noisy logits, 32,000
-# equal ones among them, was at most 1.34 times the noise from the coin, in 350 draws.)
-LIMIT = 32.0
+# A step's choice can be another one by rounding up to so many times the noise. (What samplers in float32 and in double
+# chose from noisy logits, 32,000 equal ones among them, was at most 1.34 times the noise from the coin, in 350 draws.)
+LIMIT = ONE_LOGIT
 ATTEMPTS = 16  # walks along a text at most, where several cuts into tokens tie
 CHUNK = 16     # positions that the noisy run takes together
 DRAWN = 16     # draws of noise x positions at least: one draw's luck weighs more the fewer they are
@@ -117,11 +118,11 @@ class Noise:
 
     def __init__(self, model):
         self.model = model
-        self.shares = shares_of(model.shard.classifier)
+        self.lengths = row_lengths(model.shard.classifier)
         self.noisy: NoisyRun | None = None
         self.draws = 0               # how often it is made at once
         self.tokens: list[int] = []  # those that it was given
-        self.last = Unit(inf, self.shares)  # of the last of them
+        self.last = Unit(inf, self.lengths)  # of the last of them
 
     def unit(self, tokens: Sequence[int], pos: int, right: Sequence[float]) -> Unit:
         """What the logits of a position are measured in. tokens: up to it at least; right: its exact logits."""
@@ -138,7 +139,7 @@ class Noise:
             results = self.noisy.steps(chunk, first, False, len(chunk) - 1)
         self.tokens = known
         noisy = [logits for _, logits in results[-1]]
-        self.last = Unit(noise_of(noisy, right), self.shares)
+        self.last = Unit(noise_of(noisy, right), self.lengths)
         return self.last
 
 

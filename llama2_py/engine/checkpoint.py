@@ -9,11 +9,7 @@ Version 0 is seven integers and then one tensor after the other; a negative voca
 the embedding. Version 1 has a header of 256 bytes and the norms first. Version 2 has them, too, and then each layer's
 matrix as int8, with a float32 scale for each group of so many of its weights. All numbers are little endian.
 """
-import contextlib
 import functools
-import hashlib
-import mmap
-import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +22,7 @@ from typing import NamedTuple
 from llama2_py import console
 from llama2_py.engine.arithmetic import Arithmetic, R, from_bytes, r, to_bytes
 from llama2_py.engine.half_precision import all_of_16_bits, float32_rows
+from llama2_py.engine.mapped import PIECE, MappedFile, file_identity
 
 
 @dataclass
@@ -61,8 +58,9 @@ class Config:
         """What a trace's header says of the model: its shape, then those of its constants that are not llama2.c's."""
         values = {**vars(self), "head_size": self.head_size, "eos": list(self.eos)}
         usual_size = self.dim / self.n_heads if self.head_dim else self.head_size
-        usual = {"head_size": usual_size, "norm_epsilon": 1e-05, "rope_theta": 10000.0, "rope_scaling": None, "bos": 1,
-                 "eos": [2]}
+        defaults = type(self)
+        usual = {"head_size": usual_size, "norm_epsilon": defaults.norm_epsilon, "rope_theta": defaults.rope_theta,
+                 "rope_scaling": None, "bos": defaults.bos, "eos": list(defaults.eos)}
         different = [name for name, value in usual.items() if values[name] != value]
         return {name: values[name] for name in [*SHAPE, *different]}
 
@@ -170,7 +168,7 @@ class QuantizedRows(NamedTuple):
 NORMS_FIRST = ("rms_att", "rms_ffn", "rms_final")  # in versions 1 and 2, before all others; always float32
 
 
-class Checkpoint:
+class Checkpoint(MappedFile):
     """A checkpoint file, mapped into memory: its config, and its weights when asked for.
 
     Raises ValueError, naming the file, the field and the values, if the file is not a whole checkpoint.
@@ -179,15 +177,12 @@ class Checkpoint:
     MAGIC = 0x616B3432  # "ak42": version 1 or later; version 0 has no magic
 
     def __init__(self, path: str):
-        self.path = path
+        super().__init__(path)
         self.group = 0  # weights that share a scale, in version 2
-        self.file = open(path, "rb")
         try:
-            self.identity = self._identity()
-            self.size = os.fstat(self.file.fileno()).st_size
             if self.size < 28:
                 raise ValueError(f"{path}: {self.size} bytes are too few for a checkpoint's header of 28")
-            self.data = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.map()
             if kind := console.kind_of(self.data[:64]):
                 raise ValueError(f"{path}: is {kind}")
             self._read_header()
@@ -195,13 +190,9 @@ class Checkpoint:
             self.close()
             raise
 
-    def _identity(self):
-        stat = os.fstat(self.file.fileno())
-        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns
-
     def check_unchanged(self, identity: tuple | None = None) -> None:
         """Raise ValueError if the file is no longer as it was when it was opened, here or in another process."""
-        if self._identity() != (identity or self.identity):
+        if file_identity(self.file) != (identity or self.identity):
             raise ValueError(f"{self.path}: the file was changed or replaced while it was being read")
 
     def _read_header(self):
@@ -215,7 +206,7 @@ class Checkpoint:
             need(self.size >= 256, "size", f"{self.size} bytes", "at least the header's 256")
             *fields, shared, group = unpack_from("<7iBi", self.data, 8)
             if version == 2:
-                need(0 < group < 2**24, "group size", group, "1 to 16777215")
+                need(0 < group <= MOST, "group size", group, f"1 to {MOST}")
                 self.group = group
             need(shared in (0, 1), "shared_classifier", shared, "0 or 1")
         else:
@@ -223,7 +214,7 @@ class Checkpoint:
             shared, fields[5] = fields[5] > 0, abs(fields[5])
         self.config = c = Config(*fields, bool(shared))
         for field, value in list(vars(c).items())[:7]:
-            need(0 < value < 2**24, field, value, "1 to 16777215 (is this a checkpoint of llama2.c?)")
+            need(0 < value <= MOST, field, value, f"1 to {MOST} (is this a checkpoint of llama2.c?)")
         need(c.dim % c.n_heads == 0, "dim", c.dim, f"a multiple of n_heads, {c.n_heads}")
         need(c.n_heads % c.n_kv_heads == 0, "n_heads", c.n_heads, f"a multiple of n_kv_heads, {c.n_kv_heads}")
         need(c.head_size % 2 == 0, "dim / n_heads", c.head_size, "even")
@@ -345,11 +336,6 @@ class Checkpoint:
         return not self._is_quantized(name) and all(
             all_of_16_bits(functools.partial(self._bytes, name, l), rows) for l in range(layers))
 
-    def release(self) -> None:
-        """Let the system drop the pages that were read; it reads them from the file again when they are needed."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self.data.madvise(mmap.MADV_DONTNEED)
-
     def tree_rows(self) -> Iterator[bytes]:
         """The rows of all tensors as little-endian float32, in the order of the tree whose root a trace calls
         weights."""
@@ -363,19 +349,5 @@ class Checkpoint:
             start, width = offset + 4 * columns * rows * l, 4 * columns
             for begin in range(start, start + rows * width, width):
                 yield self.data[begin:begin + width]
-                if begin % 2**24 < width:  # every 16 MB
+                if begin % PIECE < width:  # every 16 MB
                     self.release()
-
-    def sha256(self) -> str:
-        """The file's hash, in hexadecimal."""
-        digest = hashlib.sha256()
-        for start in range(0, self.size, 2**24):
-            digest.update(self.data[start:start + 2**24])
-            self.release()
-        return digest.hexdigest()
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self.file.close()
-        with contextlib.suppress(BufferError, AttributeError):  # interrupted within rows(): closed with its view
-            self.data.close()

@@ -14,6 +14,9 @@ OPERATIONS = ("attention_norm", "q", "k", "v", "weights", "attention", "attentio
               "ffn_norm", "gate", "up", "swiglu", "ffn_out", "ffn_residual")  # of a layer, in order
 OUTSIDE = ("embedding", "final_norm", "logits")  # outside the layers: one before them, two after
 
+ROTATED = ("q", "k")  # products that RoPE turns: their elements come in pairs
+RESIDUALS = ("attention_residual", "ffn_residual")  # sums
+
 # Which matrix an operation multiplies by, and what it multiplies
 PRODUCTS = {"q": ("wq", "attention_norm"), "k": ("wk", "attention_norm"), "v": ("wv", "attention_norm"),
             "attention_out": ("wo", "attention"), "gate": ("w1", "ffn_norm"), "up": ("w3", "ffn_norm"),

@@ -30,7 +30,8 @@ from llama2_py.engine.arithmetic import Arithmetic, r
 from llama2_py.engine.checkpoint import (LARGEST_CONSTANT, LAYER, MOST, MOST_ENDS, SMALLEST_CONSTANT, Config,
                                           in_tree_order, shapes)
 from llama2_py.engine.half_precision import VALUES, WEIGHTS, all_of_16_bits, float32_bytes, widened
-from llama2_py.engine.safetensors import Tensor, TensorFile, file_identity
+from llama2_py.engine.mapped import PIECE, file_identity
+from llama2_py.engine.safetensors import Tensor, TensorFile
 from llama2_py.engine.strict_json import MAX_JSON, read_object
 
 # ----------------------------------------------------------------------------
@@ -248,7 +249,6 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_TENSORS = 2**17  # in all files, so that many small shards take no more memory than one; the largest Llama has 1,137
 CHUNK = 2**18        # numbers that are widened together, 1 MB of float32: faster than row by row
-RELEASE = 2**24      # bytes that tree_rows reads before it lets the system drop their pages
 SHARD = re.compile(r"[A-Za-z0-9][\w.+@=-]*\.safetensors", re.ASCII)  # a file's name, without a path
 
 
@@ -459,7 +459,7 @@ class Folder:
                 for start in range(0, len(numbers), width):
                     yield numbers[start:start + width]
                 read += len(numbers)
-                if read >= RELEASE:
+                if read >= PIECE:
                     self.release()
                     read = 0
 
@@ -477,11 +477,7 @@ class Folder:
         self.check_unchanged()  # a map that was cut would end the process
         lines = [f"{hashlib.sha256(self.config_bytes).hexdigest()}  {CONFIG}\n"]
         for name, file in sorted(self.files.items()):
-            digest = hashlib.sha256()
-            for start in range(0, file.size, 2**24):
-                digest.update(file.data[start:start + 2**24])
-                file.release()
-            lines.append(f"{digest.hexdigest()}  {name}\n")
+            lines.append(f"{file.sha256()}  {name}\n")
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def close(self) -> None:

@@ -53,12 +53,15 @@ class AnyCheckpoint(Protocol):
         """Let go of the files."""
 
 
+NAMES = (*ARITHMETIC, "runq")  # of the dialects
+
+
 def arithmetic_called(name: Any) -> Arithmetic:
-    """The arithmetic with a name: exact, c or runq. Raises ValueError if there is none."""
+    """The arithmetic with a name, of NAMES. Raises ValueError if there is none."""
+    console.need("arithmetic", name, name in NAMES, " or ".join(NAMES))
     if name == "runq":
         from llama2_py.engine.runq import Runq  # here, since most runs need none of it
         return Runq  # type: ignore[return-value]  # a class of static methods
-    console.need("arithmetic", name, name in tuple(ARITHMETIC), "exact, c or runq")
     return ARITHMETIC[name]
 
 

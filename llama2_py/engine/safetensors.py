@@ -8,14 +8,12 @@ A file is the length of its header (8 bytes, little endian), the header, and the
 
     {"__metadata__":{"format":"pt"},"lm_head.weight":{"dtype":"BF16","shape":[420,64],"data_offsets":[0,53760]},...}
 """
-import contextlib
 import math
-import mmap
-import os
 from struct import unpack_from
 from typing import Any, NamedTuple
 
 from llama2_py.console import printable
+from llama2_py.engine.mapped import MappedFile
 from llama2_py.engine.strict_json import MAX_JSON, read_object
 
 # ----------------------------------------------------------------------------
@@ -37,7 +35,7 @@ class Tensor(NamedTuple):
     stop: int   # behind its last byte
 
 
-class TensorFile:
+class TensorFile(MappedFile):
     """A safetensors file, mapped into memory.
 
     Raises ValueError, naming the file, the field and the values, if its header is not as the format wants it, or does
@@ -45,14 +43,11 @@ class TensorFile:
     """
 
     def __init__(self, path: str):
-        self.path = path
-        self.file = open(path, "rb")
+        super().__init__(path)
         try:
-            self.identity = file_identity(self.file)
-            self.size = os.fstat(self.file.fileno()).st_size
             if self.size < LENGTH:
                 raise ValueError(f"{path}: {self.size} bytes are too few for the length of a header, {LENGTH}")
-            self.data = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.map()
             if self.data[:len(POINTER)] == POINTER:
                 raise ValueError(f"{path}: is a pointer of Git LFS, must be the file itself (git lfs pull)")
             self.tensors = self._read_header()  # name -> Tensor
@@ -111,23 +106,6 @@ class TensorFile:
                        f"{place - begin}, where {last} ends")
             place, last = tensor.stop, name
         self._need(place == self.size, "the file's size", self.size, f"{place} bytes, where {last} ends")
-
-    def release(self) -> None:
-        """Let the system drop the pages that were read; it reads them from the file again when they are needed."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self.data.madvise(mmap.MADV_DONTNEED)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self.file.close()
-        with contextlib.suppress(BufferError, AttributeError):  # interrupted while a view was open: closed with it
-            self.data.close()
-
-
-def file_identity(file: Any) -> tuple[int, int, int, int]:
-    """What tells whether an open file was changed or replaced: device, inode, size and time of the last change."""
-    stat = os.fstat(file.fileno())
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns
 
 
 def counts(values: Any) -> bool:

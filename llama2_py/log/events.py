@@ -16,7 +16,7 @@ from typing import Any
 from llama2_py.console import VerificationError, printable
 from llama2_py.engine import graph
 from llama2_py.engine.arithmetic import to_bytes
-from llama2_py.engine.checkpoint import Config, impossible
+from llama2_py.engine.checkpoint import MOST, Config, impossible
 from llama2_py.engine.graph import OPERATIONS
 
 FORMAT = "llama2.py trace 2"
@@ -79,7 +79,7 @@ def fits(value: Any, kind: Any) -> bool:
     if kind is NONCE:
         return is_nonce(value)
     if kind is SIZE:
-        return type(value) is int and 0 < value < 2**24
+        return type(value) is int and 0 < value <= MOST
     if kind is POSITIVE:
         return type(value) is float and 0 < value < math.inf
     if kind is CONFIG:
@@ -129,8 +129,9 @@ def read_line(where: str, line: bytes) -> dict:
         event = json.loads(line)
     except (ValueError, RecursionError):
         raise ValueError(f"{where}: not a line of JSON: {shown}") from None
-    if isinstance(event, dict) and event.get("format") == "llama2.py trace 1":
-        raise ValueError(f"{where}: a trace of format 1, which says less of the model; this program reads {FORMAT!r}")
+    kind = event.get("format") if isinstance(event, dict) else None
+    if type(kind) is str and kind.startswith("llama2.py trace ") and kind != FORMAT:
+        raise ValueError(f"{where}: format is {printable(kind, 100)}; this program reads {FORMAT!r}")
     schema = next((s for s in SCHEMAS if isinstance(event, dict) and list(s) == list(event)), None)
     if schema is None:
         raise ValueError(f"{where}: not an event of a trace: {shown}")

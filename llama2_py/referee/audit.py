@@ -25,13 +25,13 @@ import llama2
 from llama2_py.console import VerificationError
 from llama2_py.engine.arithmetic import Arithmetic, Exact, from_bytes, to_bytes
 from llama2_py.engine.checkpoint import Config
-from llama2_py.engine.graph import NORMS, OPERATIONS, PRODUCTS, inputs, place
+from llama2_py.engine.graph import NORMS, OPERATIONS, PRODUCTS, ROTATED, inputs, place
 from llama2_py.engine.rows import split
 from llama2_py.log import formats
 from llama2_py.log.events import Layout
 from llama2_py.log.reading import Trace
 from llama2_py.log.show import text_of
-from llama2_py.referee.dispute import ROTATED, compute
+from llama2_py.referee.dispute import compute
 from llama2_py.referee.dump import Dump
 from llama2_py.referee.freivalds import ROUNDINGS, ROUNDINGS_ROTATED, Probe, part_of_limit, turned_back
 from llama2_py.referee.judge import BAD_NUMBERS

@@ -13,14 +13,12 @@ import llama2
 from llama2_py.console import VerificationError
 from llama2_py.engine.arithmetic import ARITHMETIC, Arithmetic
 from llama2_py.engine.checkpoint import Config
-from llama2_py.engine.graph import NORMS, PRODUCTS, inputs, place, size
+from llama2_py.engine.graph import NORMS, PRODUCTS, RESIDUALS, ROTATED, inputs, place, size
 from llama2_py.log.events import Layout
 from llama2_py.log.reading import Trace
 from llama2_py.log.weights import Leaves, Row
 
-RESIDUALS = ("attention_residual", "ffn_residual")
 CLAIMS = ("sha256", "logits", "next", "text")  # the fields of a line that follow from something
-ROTATED = ("q", "k")  # products that RoPE turns: their elements come in pairs
 MOST_TOKENIZER = 2**25  # bytes of a tokenizer's file: that of Llama 3 has 9 million
 
 # ----------------------------------------------------------------------------

@@ -3,7 +3,7 @@
     dump = Dump("tale.dump", layout, config, steps)
     dump.read(15)    # the numbers of the event whose line has this index, as bytes; None if the file lacks them
 
-The file is mapped, and its records are found once, in any order (doctor/records.py). What is kept of one is 24 bytes,
+The file is mapped, and its records are found once, in any order (log/records.py). What is kept of one is 24 bytes,
 so that neither a long run nor a file of many small records takes much memory.
 """
 import mmap
@@ -12,10 +12,11 @@ from array import array
 
 from llama2_py.engine.checkpoint import Config
 from llama2_py.engine.graph import place, size
+from llama2_py.engine.mapped import PIECE
 from llama2_py.log.events import Layout
+from llama2_py.log.records import RecordScanner
 
 NONE = -1
-RELEASED = 2**24  # bytes after whose reading the system may drop the pages
 
 
 class Dump:
@@ -39,7 +40,6 @@ class Dump:
         self._scan()
 
     def _scan(self) -> None:
-        from llama2_py.doctor.records import RecordScanner  # here, since the doctor stands beside the referee
         for where, (pos, layer, op), begin, n in RecordScanner(self.path, self.data, self.config).scan():
             if pos >= self.steps:
                 raise ValueError(f"{where}: position {pos}, but the log has {self.steps} steps")
@@ -60,7 +60,7 @@ class Dump:
     def _passed(self, n: int) -> None:
         """So many bytes were read: drop the pages, if they are many."""
         self.seen += n
-        if self.seen > RELEASED:
+        if self.seen > PIECE:
             self.seen = 0
             if hasattr(mmap, "MADV_DONTNEED"):
                 self.data.madvise(mmap.MADV_DONTNEED)

@@ -3,11 +3,15 @@
     catalogue()              # {"M017": its name}
     kinds_for(config)        # {"M017": a class}, of those that can be made with a model of this shape
 
-What is added there is here as well.
+What is added there is here as well. A mistake keeps its number, by which ports may know it: vectors/mistakes.json is
+the register. A new one gets the next.
 """
 import functools
+import itertools
+import json
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from llama2_py.doctor.constants import CONSTANTS
 from llama2_py.doctor.mistakes.known import known
@@ -17,6 +21,7 @@ from tools.vectorgen.inputs import by_file
 from tools.vectorgen.models import MODELS
 
 Key = tuple[str, int]  # a name, and how many have it before: the doctor tells one name for two mistakes
+REGISTER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "vectors", "mistakes.json")
 USUAL = Config(16, 16, 1, 1, 1, 16, 32)  # a model with llama2.c's constants, of which others are mistakes
 FIRST_WRONG = 2  # the position from which attention's window is guessed: windows of 1, 2 and 3
 
@@ -34,12 +39,7 @@ def configs() -> Iterator[Config]:
 
 def keyed(kinds: list[Kind]) -> dict[Key, Kind]:
     """Mistakes by their names."""
-    seen: Counter = Counter()
-    found = {}
-    for kind in kinds:
-        found[kind.name, seen[kind.name]] = kind
-        seen[kind.name] += 1
-    return found
+    return dict(zip(with_counts(kind.name for kind in kinds), kinds, strict=True))
 
 
 @functools.cache
@@ -49,6 +49,27 @@ def constants() -> list[Kind]:
     return [constant.mistake(value, USUAL) for constant in CONSTANTS for value in constant.grid if value not in right]
 
 
+def with_counts(names: Iterable[str]) -> Iterator[Key]:
+    """Names, with how many have each before."""
+    seen: Counter = Counter()
+    for name in names:
+        yield name, seen[name]
+        seen[name] += 1
+
+
+def registered() -> dict[Key, str]:
+    """The numbers that mistakes have in vectors/mistakes.json."""
+    with open(REGISTER, encoding="utf-8") as file:
+        entries = json.load(file)
+    return dict(zip(with_counts(entry["name"] for entry in entries.values()), entries, strict=True))
+
+
+def numbered(keys: Iterable[Key], known_numbers: dict[Key, str]) -> dict[Key, str]:
+    """Mistakes with their numbers: those that they have, or else the next ones."""
+    following = itertools.count(1 + max([int(number[1:]) for number in known_numbers.values()], default=0))
+    return {key: known_numbers.get(key) or f"M{next(following):03}" for key in keys}
+
+
 @functools.cache
 def numbers() -> dict[Key, str]:
     """The numbers of all mistakes that can be made with any of these models."""
@@ -56,15 +77,20 @@ def numbers() -> dict[Key, str]:
     for config in configs():
         keys.update(dict.fromkeys(keyed(known(config, FIRST_WRONG))))
     keys.update(dict.fromkeys(keyed(constants())))
-    return {key: f"M{i:03}" for i, key in enumerate(keys, 1)}
+    return numbered(keys, registered())
 
 
 def catalogue() -> dict[str, str]:
-    """The names of all mistakes by number."""
-    return {number: name for (name, _), number in numbers().items()}
+    """The names of all mistakes by number, in the order of the numbers."""
+    return dict(sorted((number, name) for (name, _), number in numbers().items()))
 
 
 def kinds_for(config: Config) -> dict[str, Kind]:
-    """The mistakes that can be made with a model by number."""
+    """The mistakes that can be made with a model, in the order of their numbers."""
     found = {**keyed(known(config, FIRST_WRONG)), **keyed(constants())}
-    return {numbers()[key]: kind for key, kind in found.items()}
+    return {number: found[key] for key, number in sorted(numbers().items(), key=by_number) if key in found}
+
+
+def by_number(item: tuple[Key, str]) -> str:
+    """What numbered mistakes are sorted by."""
+    return item[1]

@@ -3,9 +3,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from math import exp, fsum, inf, sqrt
 
-from llama2_py.doctor.mistakes.mistake import HEADS, ROPE, Kind, Mistake
+from llama2_py.doctor.mistakes.mistake import HEADS, Kind, Mistake
 from llama2_py.doctor.operations import dot, softmax
 from llama2_py.doctor.precision import FORMATS
+from llama2_py.engine.graph import ROTATED
 from llama2_py.engine.rows import split
 
 
@@ -77,7 +78,7 @@ def score_changes() -> Iterator[Kind]:
 
     class NormalizedHeads(Mistake):
         name = "q and k are normalized, head by head"
-        changes = ROPE
+        changes = ROTATED
         alone = True
 
         def rotated(self, op, y, pos):

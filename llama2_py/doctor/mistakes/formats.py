@@ -1,9 +1,10 @@
 """Formats of few bits, and results that are rounded to them."""
 from collections.abc import Iterator, Sequence
 
-from llama2_py.doctor.mistakes.mistake import HEADS, RESIDUALS, Kind, Mistake
+from llama2_py.doctor.mistakes.mistake import HEADS, Kind, Mistake
 from llama2_py.doctor.precision import FORMATS, Format
 from llama2_py.engine.arithmetic import R
+from llama2_py.engine.graph import RESIDUALS
 from llama2_py.engine.rows import split
 
 

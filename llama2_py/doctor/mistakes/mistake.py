@@ -7,11 +7,9 @@ from llama2_py.doctor.operations import Operations
 from llama2_py.engine.graph import NORMS, OPERATIONS, PRODUCTS
 
 NORM_OPS = tuple(NORMS)
-ROPE = ("q", "k")
 HEADS = ("weights", "attention")
-RESIDUALS = ("attention_residual", "ffn_residual")
 PRODUCT_OPS = tuple(PRODUCTS)
-MATRICES = tuple([name for name, _ in PRODUCTS.values()])
+ALL_MATRICES = tuple([name for name, _ in PRODUCTS.values()])
 METHODS = frozenset([name for name in vars(Operations) if not name.startswith("__")])  # what a mistake can replace
 
 

@@ -2,16 +2,17 @@
 import math
 from collections.abc import Iterator
 
-from llama2_py.doctor.mistakes.mistake import ROPE, Kind, Mistake
+from llama2_py.doctor.mistakes.mistake import Kind, Mistake
 from llama2_py.doctor.precision import FORMATS, Format
 from llama2_py.engine.frequencies import scaled
+from llama2_py.engine.graph import ROTATED
 
 
 def pairs() -> Iterator[Kind]:
     """What is turned."""
     class Halves(Mistake):
         name = "RoPE turns halves, (i, i + hs/2), not neighbours, (2i, 2i + 1)"
-        changes = ROPE
+        changes = ROTATED
 
         def pairs(self, n):
             half = self.hs // 2
@@ -20,7 +21,7 @@ def pairs() -> Iterator[Kind]:
 
     class LeftOut(Mistake):
         name = "RoPE is left out"
-        changes = ROPE
+        changes = ROTATED
 
         def rotated(self, op, y, pos):
             return y
@@ -45,19 +46,19 @@ def angles() -> Iterator[Kind]:
     """By how much it is turned."""
     class Backwards(Mistake):
         name = "RoPE turns the other way"
-        changes = ROPE
+        changes = ROTATED
 
         def turn(self, i, pos):
             c, s = super().turn(i, pos)
             return c, -s
     yield Backwards
 
-    for op in ROPE:
+    for op in ROTATED:
         yield one_backwards(op)
 
     class CosinesAndSinesSwapped(Mistake):
         name = "RoPE's cosines and sines are swapped"
-        changes = ROPE
+        changes = ROTATED
         alone = True
 
         def turn(self, i, pos):
@@ -72,7 +73,7 @@ def angles() -> Iterator[Kind]:
 
     class FirstHeadAlone(Mistake):
         name = "RoPE turns the first head alone"
-        changes = ROPE
+        changes = ROTATED
         alone = True
 
         def pairs(self, n):
@@ -81,7 +82,7 @@ def angles() -> Iterator[Kind]:
 
     class OverTheLength(Mistake):
         name = "RoPE's pairs are counted from head to head, over the length of q or k"
-        changes = ROPE
+        changes = ROTATED
         alone = True
 
         def rotated(self, op, y, pos):
@@ -121,7 +122,7 @@ def angle_times(factor: float, text: str) -> Kind:
     """RoPE by a multiple of the angle."""
     class AngleTimes(Mistake):
         name = f"RoPE turns by {text}"
-        changes = ROPE
+        changes = ROTATED
         alone = True
 
         def angle(self, i, pos):
@@ -136,7 +137,7 @@ def through(self, n: int) -> list[tuple[int, int, int]]:
 
 class OtherExponent(Mistake):
     """RoPE's frequency of pair i is theta to the power of something else."""
-    changes = ROPE
+    changes = ROTATED
 
     def exponent(self, i: int) -> float:
         """The exponent of pair i."""
@@ -185,7 +186,7 @@ def frequencies() -> Iterator[Kind]:
 
     class Through(Mistake):
         name = "RoPE's pairs are counted from head to head, not within each"
-        changes = ROPE
+        changes = ROTATED
         pairs = through
     yield Through
 
@@ -205,7 +206,7 @@ def rope_in(form: Format) -> Iterator[Kind]:
     """RoPE's tables, rounded to a format."""
     class Frequencies(Mistake):
         name = f"RoPE's frequencies are rounded to {form.name}"
-        changes = ROPE
+        changes = ROTATED
         is_format = True
         alone = True
 
@@ -215,7 +216,7 @@ def rope_in(form: Format) -> Iterator[Kind]:
 
     class Angles(Mistake):
         name = f"RoPE's angles are rounded to {form.name}"
-        changes = ROPE
+        changes = ROTATED
         is_format = True
         alone = True
 
@@ -225,7 +226,7 @@ def rope_in(form: Format) -> Iterator[Kind]:
 
     class Turns(Mistake):
         name = f"RoPE's cosines and sines are rounded to {form.name}"
-        changes = ROPE
+        changes = ROTATED
         is_format = True
         alone = True
 
@@ -238,7 +239,7 @@ def positions() -> Iterator[Kind]:
     """The position by which it turns. (That all positions are shifted changes no logit.)"""
     class FromOne(Mistake):
         name = "RoPE's positions begin at 1, not at 0"
-        changes = ROPE
+        changes = ROTATED
         in_logits = False
 
         def position(self, pos):
@@ -247,7 +248,7 @@ def positions() -> Iterator[Kind]:
 
     class FromMinusOne(Mistake):
         name = "RoPE's positions begin at -1, not at 0"
-        changes = ROPE
+        changes = ROTATED
         in_logits = False
 
         def position(self, pos):
@@ -256,14 +257,14 @@ def positions() -> Iterator[Kind]:
 
     class AlwaysOne(Mistake):
         name = "RoPE's position is always 1"
-        changes = ROPE
+        changes = ROTATED
         in_logits = False
 
         def position(self, pos):
             return 1
     yield AlwaysOne
 
-    for op in ROPE:
+    for op in ROTATED:
         yield one_shifted(op, 1, "pos + 1")
         yield one_shifted(op, -1, "pos - 1")
 
@@ -283,7 +284,7 @@ def loops() -> Iterator[Kind]:
     """The loop that turns."""
     class InPlace(Mistake):
         name = "RoPE overwrites the first of a pair before it turns the second"
-        changes = ROPE
+        changes = ROTATED
 
         def rotated(self, op, y, pos):
             turned = super().rotated(op, y, pos)
@@ -325,7 +326,7 @@ def partly_turned(part: int, frequencies: str) -> Kind:
     """RoPE that turns 1/part of each head; frequencies: how its frequencies go, if not as usual."""
     class PartlyTurned(Mistake):
         name = f"RoPE turns the first 1/{part} of each head alone{frequencies}"
-        changes = ROPE
+        changes = ROTATED
         alone = True
 
         def pairs(self, n):
@@ -353,7 +354,7 @@ def other_scaling(text: str, scaling: dict | None) -> Kind:
     """RoPE with another scaling than the model's."""
     class OtherScaling(Mistake):
         name = text
-        changes = ROPE
+        changes = ROTATED
         alone = True
 
         def frequency(self, i):

@@ -6,7 +6,7 @@ from math import exp, fsum, sqrt
 from llama2_py.doctor.errors import U
 from llama2_py.doctor.mistakes.attention import CAPS, capped
 from llama2_py.doctor.mistakes.mistake import Kind, Mistake
-from llama2_py.doctor.operations import softmax
+from llama2_py.doctor.operations import Operations, softmax
 
 
 def wrong_tokens() -> Iterator[Kind]:
@@ -64,6 +64,15 @@ def log_softmax(x: Sequence[float]) -> list[float]:
     return [v - total for v in x]
 
 
+def with_a_shared_error(self, op, l, pos, y):
+    """Operations.errors, where one number is subtracted from all logits: it errs as one of them does."""
+    sigma, bound = Operations.errors(self, op, l, pos, y)
+    if op != "logits":
+        return sigma, bound
+    widest, farthest = max(sigma), max(bound)
+    return [s + widest for s in sigma], [b + farthest for b in bound]
+
+
 def wrong_logits() -> Iterator[Kind]:
     """Something else in place of the logits."""
     class LogProbabilities(Mistake):
@@ -73,13 +82,7 @@ def wrong_logits() -> Iterator[Kind]:
         def logits(self, l, pos):
             return log_softmax(super().logits(l, pos))
 
-        def errors(self, op, l, pos, y):
-            sigma, bound = super().errors(op, l, pos, y)
-            if op != "logits":
-                return sigma, bound
-            widest = max(sigma)  # of the sum, which all elements share
-            farthest = max(bound)
-            return [s + widest for s in sigma], [b + farthest for b in bound]
+        errors = with_a_shared_error
     yield LogProbabilities
 
     class Probabilities(Mistake):
@@ -99,11 +102,7 @@ def wrong_logits() -> Iterator[Kind]:
             highest = max(result)
             return [v - highest for v in result]
 
-        def errors(self, op, l, pos, y):
-            sigma, bound = super().errors(op, l, pos, y)
-            if op != "logits":
-                return sigma, bound
-            return [s + max(sigma) for s in sigma], [b + max(bound) for b in bound]
+        errors = with_a_shared_error
     yield LessTheLargest
 
     for cap in CAPS:

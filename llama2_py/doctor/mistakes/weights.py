@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from struct import pack, unpack
 
 from llama2_py.doctor.mistakes.formats import int8
-from llama2_py.doctor.mistakes.mistake import MATRICES, NORM_OPS, PRODUCT_OPS, Kind, Mistake
+from llama2_py.doctor.mistakes.mistake import ALL_MATRICES, NORM_OPS, PRODUCT_OPS, Kind, Mistake
 from llama2_py.doctor.operations import Operations
 from llama2_py.doctor.precision import FORMATS, float16
 from llama2_py.engine.arithmetic import R, Exact
@@ -29,10 +29,15 @@ def with_rows(names: Sequence[str], other_rows: Callable) -> Callable:
     return matrix
 
 
+@functools.lru_cache(1)  # of the matrix whose rows are asked for block by block
+def columns_of(shard, name: str, l: int) -> list[tuple[float, ...]]:
+    """The columns of a matrix."""
+    return list(zip(*shard.checkpoint.rows(name, l), strict=True))
+
+
 def transposed_rows(shard, name: str, l: int, first: int, last: int) -> list[tuple[float, ...]]:
     """Rows of a matrix that was taken for its transpose."""
-    columns = zip(*shard.checkpoint.rows(name, l), strict=True)
-    return list(columns)[first:last]
+    return columns_of(shard, name, l)[first:last]
 
 
 def embedding_rows(shard, name: str, l: int, first: int, last: int) -> list[tuple[float, ...]]:
@@ -75,14 +80,14 @@ def dropped_tails() -> Iterator[Kind]:
     yield LastRow
 
     def without_last_column(shard, name, l, first, last):
-        return [(*row[:-1], 0.0) for row in shard.checkpoint.rows(name, l)[first:last]]
+        return [(*row[:-1], 0.0) for row in shard.checkpoint.rows(name, l, first, last)]
 
     class LastColumn(Mistake):
         name = "the last column of every matrix is left out"
         changes = PRODUCT_OPS
         alone = True
         converts = True
-        matrix = with_rows(MATRICES, without_last_column)
+        matrix = with_rows(ALL_MATRICES, without_last_column)
     yield LastColumn
 
 
@@ -113,7 +118,7 @@ def vector_tail(lanes: int) -> Kind:
         changes = PRODUCT_OPS
         alone = True
         converts = True
-        matrix = with_rows(MATRICES, without_tail)
+        matrix = with_rows(ALL_MATRICES, without_tail)
     return VectorTail
 
 
@@ -153,19 +158,23 @@ def matrix_of_first_layer(op: str, which: str) -> Kind:
 
 def wrong_offsets(config) -> Iterator[Kind]:
     """Matrices that are read at another place of the file."""
-    yield w2_and_w3_misread(config)
+    yield w2_and_w3_misread()
     if config.n_kv_heads < config.n_heads and config.n_heads * config.head_size == config.dim and config.n_layers > 1:
         yield wide_strides(config)
 
 
-def w2_and_w3_misread(config) -> Kind:
+def w2_and_w3_misread() -> Kind:
     """Each of two matrices of as many numbers, read where the other stands."""
     names = {"w2": "w3", "w3": "w2"}
 
-    def other_rows(shard, name, l, first, last):
+    @functools.lru_cache(1)  # of the matrix whose rows are asked for block by block
+    def all_rows(shard, name, l):
         numbers = [v for row in shard.checkpoint.rows(names[name], l) for v in row]
         _, _, columns = shard.checkpoint.tensors[name]
-        return [tuple(row) for row in split(numbers, columns)[first:last]]
+        return [tuple(row) for row in split(numbers, columns)]
+
+    def other_rows(shard, name, l, first, last):
+        return all_rows(shard, name, l)[first:last]
 
     class Misread(Mistake):
         name = "w2 and w3 are read in each other's place in the file"
@@ -392,7 +401,7 @@ def weights_in_int8(group: int) -> Iterator[Kind]:
 def rounded_weights(text: str, rounded: Callable, embedding_too: bool = False, norms_too: bool = False,
                     kept: tuple[str, ...] = (), classifier_too: bool = True) -> Kind:
     """Weights that are rounded, row by row: those of the matrices, and others; kept: Mistake.keeps."""
-    matrices = MATRICES if classifier_too else tuple([name for name in MATRICES if name != "classifier"])
+    matrices = ALL_MATRICES if classifier_too else tuple([name for name in ALL_MATRICES if name != "classifier"])
     products = PRODUCT_OPS if classifier_too else tuple([op for op in PRODUCT_OPS if op != "logits"])
 
     def rounded_rows(shard, name, l, first, last):

@@ -1,4 +1,5 @@
-"""Operations of another program, as records: a line of ASCII, `POS LAYER OP N`, then N little-endian float32.
+"""The numbers of operations, this program's or another's, as records: a line of ASCII, `POS LAYER OP N`, then N
+little-endian float32.
 
 LAYER is -1 outside the layers, OP a name of graph.OPERATIONS or graph.OUTSIDE. Records come in any order; the same line
 again appends, as run.c's att does, head by head.
@@ -6,10 +7,10 @@ again appends, as run.c's att does, head by head.
 import mmap
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llama2_py.console import printable
-from llama2_py.engine.arithmetic import from_bytes
+from llama2_py.engine.arithmetic import from_bytes, to_bytes
 from llama2_py.engine.graph import OPERATIONS, OUTSIDE, inputs, place, size
 
 LINE = re.compile(r"(\d{1,9}) (-?\d{1,9}) ([a-z_]{1,30}) (\d{1,12})")
@@ -28,6 +29,11 @@ ALIASES = {"wq": "q", "wk": "k", "wv": "v", "wo": "attention_out", "w1": "gate",
            "wcls": "logits", "classifier": "logits", "lm_head": "logits", "output": "logits"}
 
 Key = tuple[int, int | None, str]  # position, layer, operation
+
+
+def record_of(pos: int, layer: int | None, op: str, values: Sequence[float]) -> bytes:
+    """An operation as a record."""
+    return f"{pos} {-1 if layer is None else layer} {op} {len(values)}\n".encode() + to_bytes(values)
 
 
 def are_records(data: mmap.mmap) -> bool:
