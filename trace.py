@@ -15,17 +15,18 @@ That trace, its hashes and the first line shortened here:
     {"size":3,"root":"HEX5.."}           MTH of RFC 6962 over the leaves: a leaf is its line's bytes without "\n"
 
 model and tokenizer are the files' SHA-256, logits that of the step's logits as little-endian float32. weights is the
-root of a second tree, over the config and every row of the model (weights_root). A run that was given a verifier's
-nonce has it behind the seed, which then follows from the rest of the line (seed_of). At the levels `layer` and `op`
-lines like {"pos":0,"layer":0,"op":"q","sha256":".."} stand before each step's. A line is one JSON object in ASCII
-without spaces, its keys in this order; a trace without the last line is of a run that was cut short.
+root of a second tree, over the config and every row of the model (weights_root). A verifier may send a random number
+before the run, the nonce: it stands behind the seed, which then follows from the rest of the line (seed_of). At the
+levels `layer` and `op` lines like {"pos":0,"layer":0,"op":"q","sha256":".."} stand before each step's. A line is one
+JSON object in ASCII without spaces, its keys in this order; a trace without the last line may be of a run that was cut
+short.
 
 The head of a log is its size and root, written 3:HEX5. Where a line stands follows from the header (Layout); a check
 takes it from there, so that under one head there is one step at most for a position, whoever made the log.
 
-This file is a door: what it names lives in llama2_py/log, and no other file imports it, since the standard library has
-a module of this name as well. A dispute between two logs (ask, reveal, rows, judge, settle) and the audit of one
-(secret, audit) are llama2_py/referee.
+This file only collects names, which live in llama2_py/log. No other file imports it, since the standard library has a
+module of this name as well. A dispute between two logs (ask, reveal, rows, judge, settle) and the audit of one (secret,
+audit) live in llama2_py/referee.
 """
 import sys
 

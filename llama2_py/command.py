@@ -76,8 +76,6 @@ def merge(args: argparse.Namespace, log: Trace | None) -> Settings:
         del options["nonce"]
     elif not held:
         options["seed"] = None  # it follows from the header; in a trace it does, or the trace is not read
-    if "nonce" in settings.claims:
-        settings.claims.add("seed")
     if args.tokens is None and (options["prompt"] or args.input_prompt is not None or not held):
         options["tokens"] = None  # they follow from the prompt
     return settings
@@ -127,8 +125,10 @@ class Run:
             raise ValueError(f"the prompt has {len(self.prompt)} characters, too many for {self.path}'s context of "
                              f"{context}")
         tokens = self.options["tokens"]
-        if tokens is None:
-            tokens = self.tokenizer.encode(self.prompt)
+        if tokens is None or self.prompt:
+            claimed, tokens = tokens, self.tokenizer.encode(self.prompt)
+            if claimed not in (None, tokens):  # beside a trace, whose prompt is another one
+                raise VerificationError("--tokens", "tokens", tokens, claimed)
             del self.options["tokens"]
         llama2.check_length(tokens, self.transformer)
         console.need(f"token of {self.path}", max(tokens), max(tokens) < len(vocab),
@@ -392,14 +392,16 @@ def verify_by(args: argparse.Namespace) -> tuple[Trace, verification.Verdict]:
     return log, verdict
 
 
-def verify(trace: str, checkpoint: str | None = None, tokenizer: str | None = None, root: str | None = None
-           ) -> verification.Verdict:
+def verify(trace: str, checkpoint: str | None = None, tokenizer: str | None = None, root: str | None = None,
+           nonce: str | None = None, commitment: str | None = None) -> verification.Verdict:
     """Make the run of a trace again and compare it -> the verdict. For a trace of this program's own format.
 
-    checkpoint and tokenizer are paths as on the command line, root the head that was published, [SIZE:]HEX. Raises
+    checkpoint and tokenizer are paths as on the command line, root the head that was published, [SIZE:]HEX, nonce and
+    commitment those that were given for the run. Raises
     VerificationError at the first difference, ValueError or OSError for files that cannot be used.
     """
-    options = {"--verify": trace, "--tokenizer": tokenizer, "--root": root}
+    options = {"--verify": trace, "--tokenizer": tokenizer, "--root": root, "--nonce": nonce,
+               "--commitment": commitment}
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     return verify_by(parse(given + ([] if checkpoint is None else ["--", checkpoint])))[1]
 

@@ -97,6 +97,8 @@ def faults_of_mode(parser: console.Parser, args: argparse.Namespace) -> str | No
             return f"{parser.option_name(option)} belongs to mode generate, not to chat"
     if args.system_prompt is not None and args.mode != "chat":
         return "--system_prompt belongs to mode chat"
+    if args.commitment is not None and args.nonce is None:
+        return "--commitment needs --nonce: it says nothing of the seed"
     if args.page is not None and (args.like == "llama2-rs" or args.workers > 1):
         return ("--page needs a trace of this program's own format, and one process: no --like llama2-rs, and no "
                 "--workers")

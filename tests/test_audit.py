@@ -667,14 +667,40 @@ def test_the_command_says_what_it_computed(files, whole_run, capfdbinary):
     lines = out.decode().splitlines()
     assert code == 0 and err == "" and b"verified" not in out
     assert lines[0] == "audited: 9 steps, without the model"
-    assert lines[1] == "135 products are right to within float32 rounding"
-    assert lines[3].startswith("the largest difference of a product: 0.")
+    assert lines[1] == "135 products are right to within float32 rounding, by 1 secret vector for each matrix"
+    assert lines[3] == "the prompt and 9 texts are those of the tokens"
     assert lines[2] == "144 other operations and 9 tokens are right to the bit, given those products"
     assert "  seed: 7" in lines and "only recomputed from the file itself" in lines[-1]
     root = trace_root(whole_run[0])
     code, out, _ = command(capfdbinary, "audit", *whole_run, "--root", root, program=trace_command)
     assert code == 0 and out.decode().splitlines()[-1] == f"root: {root}, as published"
-    assert b"the texts were not compared with the tokens" in out
+    assert b"neither prompt nor texts were compared with the tokens" in out
+
+
+def test_a_passing_audit_says_nothing_of_the_secret(files, whole_run, tmp_path, capfdbinary):
+    log, dump, _ = whole_run
+    said = set()
+    for _ in range(3):
+        (tmp_path / "S").write_bytes(secret_of(files["grouped"]))
+        said.add(command(capfdbinary, "audit", log, dump, tmp_path / "S", program=trace_command))
+    assert len(said) == 1
+
+
+def test_another_config_is_noticed_though_the_weights_root_is_the_same(whole_run, tmp_path, capfdbinary):
+    log, dump, secret = whole_run
+    lines = read_lines(log)[:-1]
+    header = json.loads(lines[0])
+    lines[0] = edit(lines[0], config={**header["config"], "seq_len": header["config"]["seq_len"] + 1})
+    forged = forge(tmp_path / "log", lines)
+    message = failure(capfdbinary, "audit", forged, dump, secret, program=trace_command, code=1)
+    assert "line 1: config: expected" in message
+
+
+def test_a_dump_of_many_small_records_is_refused_at_the_first_number_too_many(whole_run, tmp_path, capfdbinary):
+    log, _, secret = whole_run
+    (tmp_path / "dump").write_bytes((b"0 0 q 1\n" + bytes(4)) * 100_000)
+    message = failure(capfdbinary, "audit", log, tmp_path / "dump", secret, program=trace_command)
+    assert "q: has 17 numbers or more, must have 16" in message
 
 
 def trace_root(path):

@@ -113,8 +113,8 @@ def test_verification_takes_both_as_claims(capfdbinary, model, run):
 
 
 @pytest.mark.parametrize("claim, field", [
-    (["--nonce", "ab" * 16], "nonce"), (["--commitment", "ab" * 32], "commitment"), (["-t", "0.5"], "temperature"),
-    (["-i", "b"], "prompt"), (["-s", "5"], "seed")])
+    (["--nonce", "ab" * 16], "nonce"), (["--nonce", NONCE, "--commitment", "ab" * 32], "commitment"),
+    (["-t", "0.5"], "temperature"), (["-i", "b"], "prompt"), (["-s", "5"], "seed")])
 def test_a_claim_that_is_wrong_is_noticed_by_its_name(capfdbinary, model, run, claim, field):
     assert f": {field}: expected" in noticed(capfdbinary, model, run[1], *claim)
 
@@ -164,7 +164,8 @@ def test_a_proof_of_a_header_computes_the_seed_again(capfdbinary, run, tmp_path,
     (["--commit", "--like", "llama2-rs"], "takes no seed that follows"), (["--commit", "-s", "1"], "one at a time"),
     (["--commit", "--nonce", NONCE], "one at a time"), (["--nonce", NONCE, "-m", "chat"], "belongs to mode generate"),
     (["--commit", "-m", "chat"], "belongs to mode generate"), (["--commit", "--trace", "x"], "one at a time"),
-    (["--verify", "x", "--commitment", "ab"], "not 64 hexadecimal digits")])
+    (["--verify", "x", "--commitment", "ab"], "not 64 hexadecimal digits"),
+    (["--verify", "x", "--commitment", "ab" * 32], "--commitment needs --nonce")])
 def test_options_that_do_not_go_together_are_refused(capfdbinary, model, options, message):
     assert message in failure(capfdbinary, *model, *options)
 
@@ -180,6 +181,13 @@ def test_an_audit_takes_both_as_claims(capfdbinary, model, tmp_path):
     claims = ["--nonce", NONCE, "--commitment", commitment]
     code, out, err = command(capfdbinary, *audit, *claims, program=trace_command)
     assert code == 0 and f"  nonce: {NONCE}" in out.decode(), err
-    for wrong in ["--nonce", "ab" * 16], ["--commitment", "ab" * 32]:
+    claimed, follows = out.decode().split("this option follows from the nonce and all others:\n")
+    assert claimed.endswith(f"these options were claimed by the caller:\n  nonce: {NONCE}\n")
+    assert follows.startswith("  seed: ") and f"commitment: {commitment}, as the caller has it" in follows
+    assert b"the author may have chosen the other options when he knew the nonce" in command(
+        capfdbinary, *audit, "--nonce", NONCE, program=trace_command)[1]
+    for wrong in ["--nonce", "ab" * 16], ["--nonce", NONCE, "--commitment", "ab" * 32]:
         message = failure(capfdbinary, *audit, *wrong, program=trace_command, code=1)
-        assert f"line 1: {wrong[0][2:]}: expected {wrong[1]}" in message
+        assert f"line 1: {wrong[-2][2:]}: expected {wrong[-1]}" in message
+    assert failure(capfdbinary, *audit, "--commitment", commitment, program=trace_command) == (
+        "--commitment needs --nonce")

@@ -3,6 +3,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import random
 import re
 import struct
@@ -566,6 +567,24 @@ def test_two_liars_who_lie_in_different_elements_do_not_make_each_other_honest(r
     assert judged(capfdbinary, "settle", *paths, model) == "neither is right"
 
 
+def test_nobody_is_right_about_what_is_no_number(run, capfdbinary):
+    """Both logs commit to infinities whose sum is none: its bits are the processor's."""
+    _, _, lines, folder = run
+    index = at("attention_residual", 2, 0)
+    dispute = disputes.LoggedEvent(formats.read(forge(folder / "finite", lines[:index + 1], False)), index)
+    inputs = [bits([sign * math.inf] * dispute.task.n) for sign in (1, -1)]
+    outputs = [struct.pack("<I", nan) * dispute.task.n for nan in (0x7fc00000, 0xffc00000)]
+    logs = []
+    for name, output in zip("ab", outputs, strict=True):
+        forged = lines[:index + 1]
+        for place, data in ((at("embedding", 2), inputs[0]), (at("attention_out", 2, 0), inputs[1]), (index, output)):
+            forged[place] = edit(forged[place], sha256=sha256(data))
+        logs.append(forge(folder / name, forged, False))
+        (folder / f"{name}.reveal").write_bytes(messages.write_values(index, inputs, output))
+    sent = [*logs, folder / "a.reveal", folder / "b.reveal"]
+    assert "inputs: expected \"numbers" in failure(capfdbinary, "judge", *sent, program=tracing, code=1)
+
+
 FALSE_LOGITS = {"logits": "5" * 64}
 
 
@@ -659,10 +678,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platfo
 sys.exit(code)"""
 
 
-def measured(*args):
-    """A command in a process of its own -> the last line that it prints, and the megabytes that it took."""
+def measured(*args, code=0):
+    """A command in a process of its own, which exits with a code -> the last line that it prints, and the megabytes
+    that it took."""
     done = subprocess.run([sys.executable, "-c", MEASURE, *map(str, args)], cwd=HERE, capture_output=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     *_, last, megabytes = done.stdout.decode().splitlines()
     return last, int(megabytes)
 
@@ -707,7 +727,7 @@ def test_a_header_with_many_rows_costs_nothing(tmp_path, op, config):
              "path": [h.hex() for h in paths[leaves.index(Row(tensor, 0, row))]]} for row in opened]}) + b"\n")
     _, small = measured("ask", *with_config(tmp_path))
     for sent, missing in ([], rows), (["rows"], rows - len(opened)):
-        last, megabytes = measured("judge", *logs, tmp_path / "values", *[tmp_path / name for name in sent])
+        last, megabytes = measured("judge", *logs, tmp_path / "values", *[tmp_path / name for name in sent], code=1)
         assert last.startswith(f"needed: {missing} rows of {tensor}: trace.py rows CHECKPOINT {tensor} 0 (or the")
         assert megabytes <= small + SLACK
 

@@ -167,7 +167,7 @@ def test_a_trace_cut_short_is_told_as_that_where_a_root_is_given(traces, model, 
     lines = read_lines(traces["step"])
     cut = forge(tmp_path / "cut", lines[:7], False)
     message = failure(capfdbinary, *model, "--verify", cut, "--root", formats.read(traces["step"]).head(), code=1)
-    assert "a trace that was cut short after 7 lines" in message.replace("\\u0020", " ")
+    assert "a trace without its last line, after 7 lines" in message.replace("\\u0020", " ")
     assert command(capfdbinary, *model, "--verify", cut, "--root", formats.read(cut).head())[0] == 0
 
 
@@ -257,10 +257,38 @@ def test_an_end_cut_off_is_noticed_under_a_root_and_told_without(traces, model, 
         cut = forge(tmp_path / "cut", lines[:n], False)
         noticed(capfdbinary, model, cut, "--root", root)
         code, out, err = command(capfdbinary, *model, "--verify", cut)
-        assert code == 0 and b"incomplete" in out
+        if formats.read(cut).steps:
+            assert code == 0 and b"incomplete" in out
+        else:
+            assert code == 2 and "has no step to verify" in err
         with open(cut, "ab") as file:
             file.write(lines[n][:-3])
         noticed(capfdbinary, model, cut)
+
+
+def test_a_log_that_lacks_its_last_line_alone_is_of_a_whole_run(traces, model, tmp_path, capfdbinary):
+    lines = read_lines(traces["step"])
+    cut = forge(tmp_path / "cut", lines[:-1], False)
+    code, out, _ = command(capfdbinary, *model, "--verify", cut, "--root", formats.read(traces["step"]).head())
+    assert code == 0 and b"the trace lacks its last line; its run is whole\n" in out
+    code, out, _ = command(capfdbinary, "show", cut, program=tracing)
+    assert code == 0 and b"the run may have been cut short" in out
+
+
+def test_a_true_claim_of_tokens_does_not_hide_another_prompt(traces, model, tmp_path, capfdbinary):
+    lines = read_lines(traces["step"])
+    tokens = ",".join(map(str, json.loads(lines[0])["tokens"]))
+    assert command(capfdbinary, *model, "--verify", traces["step"], "--tokens", tokens)[0] == 0
+    lines[0] = edit(lines[0], prompt="b")
+    forged = forge(tmp_path / "forged", lines)
+    for claim in [], ["--tokens", tokens]:
+        assert "tokens: expected" in failure(capfdbinary, *model, "--verify", forged, *claim, code=1)
+
+
+def test_a_prompt_that_stands_for_no_bytes_is_refused(traces, tmp_path, capfdbinary):
+    lines = read_lines(traces["step"])
+    lines[0] = edit(lines[0], prompt="\ud800")
+    assert "line 1: prompt cannot be" in failure(capfdbinary, "show", forge(tmp_path / "bad", lines), program=tracing)
 
 
 def test_what_follows_the_root_is_noticed(traces, model, tmp_path, capfdbinary):
@@ -500,7 +528,7 @@ def test_an_interrupted_run_leaves_a_trace_that_verifies_as_far_as_it_goes(tmp_p
         assert run.returncode == code and err == b""
         assert formats.read(path).root is None
         code, out, _ = command(capfdbinary, "show", path, program=tracing)
-        assert code == 0 and b"incomplete" in out
+        assert code == 0 and b"may have been cut short" in out
         code, out, _ = command(capfdbinary, "--verify", path)
         assert code == 0 and b"incomplete" in out
 

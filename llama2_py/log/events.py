@@ -150,15 +150,24 @@ def read_header(where: str, line: bytes) -> dict:
         raise ValueError(f"{where}: not a trace's header")
     tokens, vocab_size, seq_len = header["tokens"], header["config"]["vocab_size"], header["config"]["seq_len"]
     check_config(where, header)
-    for name, possible in [("p_value", header["p_value"] <= 1), ("seed", header["seed"] > 0),
-                           ("steps", 0 < header["steps"] <= seq_len), ("tokens", len(tokens) <= seq_len),
-                           ("tokens", max(tokens) < vocab_size)]:
+    for name, possible in [("prompt", is_text(header["prompt"])), ("p_value", header["p_value"] <= 1),
+                           ("seed", header["seed"] > 0), ("steps", 0 < header["steps"] <= seq_len),
+                           ("tokens", len(tokens) <= seq_len), ("tokens", max(tokens) < vocab_size)]:
         if not possible:
             raise ValueError(f"{where}: {name} cannot be {printable(header[name], 100)}, with a vocabulary of "
                              f"{vocab_size} and a context of {seq_len}")
     if "nonce" in header and header["seed"] != seed_of(header):
         raise VerificationError(where, "seed", seed_of(header), header["seed"])
     return header
+
+
+def is_text(text: str) -> bool:
+    """Whether a string stands for bytes: in it, those that are not UTF-8 are escaped (PEP 383)."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def seed_of(header: dict) -> int:

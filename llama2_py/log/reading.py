@@ -142,7 +142,7 @@ class Trace:
         """Raise VerificationError if the head, or the root alone, that was published is not this trace's."""
         own = self.head()
         if published not in (own, own.split(":")[1]):
-            cut = "" if self.root else f", of a trace that was cut short after {len(self)} lines"
+            cut = "" if self.root else f", of a trace without its last line, after {len(self)} lines"
             raise VerificationError(self.path, "root", published, own + cut)
 
     def check_claims(self, nonce: str | None, commitment: str | None) -> None:

@@ -4,7 +4,7 @@ import io
 import json
 import re
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 import merkle
 from llama2_py.console import printable, printer, quoted
@@ -31,8 +31,29 @@ def show(trace: Trace, out: TextIO) -> None:
         text = json.dumps(event["text"]).replace(" ", r"\u0020") if "  " in event["text"] else json.dumps(event["text"])
         text = text if len(text) <= 40 else text[:36] + "\".."
         out.write(f"{event['pos']:9}  {event['token']:6}  {event['logits'][:16]}..  {text}\n")
-    kind = "root" if trace.root else "incomplete, the run was cut short; root so far"
+    kind = "root" if trace.root else "without its last line, so the run may have been cut short; root so far"
     out.write(f"{kind}: {trace.head()}\n")
+
+
+def show_options(claimed: dict[str, Any], chosen: dict[str, Any], chosen_by: str, out: TextIO) -> None:
+    """Print who named the options of a run: its verifier, nobody, or its author. claimed, chosen: options by name;
+    chosen_by: what is said of the latter."""
+    options = {**claimed, **chosen}
+    following = {"seed": options["seed"]} if "nonce" in options else {}
+    for title, group in (("these options were claimed by the caller:", claimed),
+                         ("this option follows from the nonce and all others:", following), (chosen_by, chosen)):
+        shown = {name: value for name, value in group.items() if group is following or name not in following}
+        if shown:
+            out.write(f"{title}\n")
+            show_fields(shown, out)
+
+
+def show_commitment(nonce: str | None, commitment: str | None, out: TextIO) -> None:
+    """Print whether the author was bound before the nonce was known. nonce, commitment: those that the caller gave."""
+    if commitment is not None:
+        out.write(f"commitment: {commitment}, as the caller has it\n")
+    elif nonce is not None:
+        out.write("no commitment was given: the author may have chosen the other options when he knew the nonce\n")
 
 
 def show_step(trace: Trace, pos: int, out: TextIO) -> None:

@@ -13,7 +13,7 @@ from llama2_py.log.checker import EndOfTrace
 from llama2_py.log.events import HEADER_FIELDS
 from llama2_py.log.formats import checker_of
 from llama2_py.log.reading import Trace
-from llama2_py.log.show import show_fields, text_of
+from llama2_py.log.show import show_commitment, show_options, text_of
 
 
 @dataclass
@@ -22,6 +22,7 @@ class Verdict:
     path: str
     steps: int                # computed again and found equal
     whole: bool               # is the trace of a run that ended, and all of it compared?
+    ended: bool               # did the run, made again, end where the trace does?
     head: str                 # SIZE:ROOT
     published: bool           # was this head given by the caller? if not, it was computed from the file alone
     text: str                 # of these steps
@@ -41,6 +42,8 @@ def verify(run: Any, trace: Trace, last: int | None = None, published: str | Non
     if published is not None:
         trace.check_head(published)
     steps = len(trace.steps) if last is None else trace.step(last) // trace.per_step
+    if not steps:
+        raise ValueError(f"{trace.path}: has no step to verify")
     decode = run.tokenizer.decode if trace.provable else None  # a trace of llama2-rs holds the text itself
     told = text_of(trace, run.like, steps, run.beginning(), decode)
     if text is not None and text not in (told, told + "\n"):
@@ -48,6 +51,7 @@ def verify(run: Any, trace: Trace, last: int | None = None, published: str | Non
     events = map(trace.event, trace.steps)
     draft = [event["next"] for event in itertools.islice(events, len(run.tokens) - 1, max(0, len(trace.steps) - 1))]
     header = run.header()
+    ended = False
     try:
         checker = checker_of(trace, header)
         observers = [checker.operation] if checker.level != "step" else []
@@ -59,6 +63,7 @@ def verify(run: Any, trace: Trace, last: int | None = None, published: str | Non
                     break
             else:
                 checker.end()
+                ended = True
         checker.conclude()
         run.transformer.checkpoint.check_unchanged()
     except VerificationError as error:
@@ -67,8 +72,8 @@ def verify(run: Any, trace: Trace, last: int | None = None, published: str | Non
     options = sorted(run.options.items(), key=lambda option: HEADER_FIELDS.index(option[0]))
     claimed, chosen = ({name: value for name, value in options if (name in run.claims) == is_claimed}
                        for is_claimed in (True, False))
-    return Verdict(trace.path, steps, bool(trace.root) and last is None, trace.head(), published is not None, told,
-                   claimed, chosen)
+    return Verdict(trace.path, steps, bool(trace.root) and last is None, ended, trace.head(), published is not None,
+                   told, claimed, chosen)
 
 
 def show_verdict(verdict: Verdict, trace: Trace, last: int | None, out: TextIO) -> None:
@@ -76,15 +81,12 @@ def show_verdict(verdict: Verdict, trace: Trace, last: int | None, out: TextIO) 
     out.write(f"verified: {verdict.steps} steps computed again and found equal\n")
     if last is not None:
         out.write(f"step {last} is leaf {trace.step(last) - trace.leaf_offset} of {trace.size} under the root\n")
-    if not trace.root:
+    if not trace.root and verdict.ended:
+        out.write("the trace lacks its last line; its run is whole\n")
+    elif not trace.root:
         out.write("the trace is incomplete: its run was cut short, and it is verified as far as it goes\n")
-    for title, options in ("these options were claimed by the caller:", verdict.claimed), (
-            trace.chosen_by, verdict.chosen):
-        if options:
-            out.write(f"{title}\n")
-            show_fields(options, out)
-    if verdict.commitment is not None:
-        out.write(f"commitment: {verdict.commitment}, as the caller has it\n")
+    show_options(verdict.claimed, verdict.chosen, trace.chosen_by, out)
+    show_commitment(verdict.claimed.get("nonce"), verdict.commitment, out)
     out.write(f"the text of these steps:\n    {quoted(verdict.text, 4)}\n")
     basis = "as published" if verdict.published else (
         "only recomputed from the file itself; compare it with the one that was published")

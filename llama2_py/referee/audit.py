@@ -9,7 +9,8 @@ which is computed again and compared to the bit: norms (whose rows S has), RoPE'
 values, SwiGLU, residuals, the sampled token. A product y = W x is tested by a vector s that the author does not know:
 s y must be (s W) x, but for the rounding of y. For q and k, which RoPE has turned, the turn is undone first.
 
-What it does not show: a product changed by less than its own rounding. And whoever knows S can cheat.
+What it does not show: a product changed by less than the rounding of a vector of its length. Whoever knows S can cheat;
+and the part of a limit that a product used tells of S, so it is not printed.
 
 The audit goes layer by layer, and through a layer position by position, so that it holds one operation's numbers and
 one layer's keys and values. Of an executor each job has some positions, and reads the keys and values before them.
@@ -34,7 +35,7 @@ from llama2_py.log.show import text_of
 from llama2_py.referee.dispute import compute
 from llama2_py.referee.dump import Dump
 from llama2_py.referee.freivalds import ROUNDINGS, ROUNDINGS_ROTATED, Probe, part_of_limit, turned_back
-from llama2_py.referee.judge import BAD_NUMBERS
+from llama2_py.referee.judge import BAD_NUMBERS, need_number
 from llama2_py.referee.secret import Secret
 from llama2_py.referee.tally import Tally
 
@@ -223,7 +224,9 @@ class Auditor:
             self.tally.lack(event, op)
             return data
         try:
-            own = to_bytes(self._computed(op, pos, vectors, norm))
+            numbers = self._computed(op, pos, vectors, norm)
+            need_number(sum(map(abs, numbers)))
+            own = to_bytes(numbers)
         except BAD_NUMBERS as error:
             self.tally.fault(event, self._where(event), "inputs", "numbers that a run can have", str(error))
             return data
@@ -305,23 +308,30 @@ class Audit:
     published: bool  # was this head given by the caller? if not, it was computed from the file alone
     text: str        # what the log says that the run told
     header: dict     # what the log says of the run, which its author chose
-    ended: bool      # did the run end? if not, its log was cut short
+    ended: bool      # has the log its last line? if not, its run may have been cut short
     tally: Tally
-    first_missing: str = ""  # the place of the first operation that was not audited
+    secrets: int = 1         # vectors by which each product was tested
+    first_missing_at: str = ""      # the place of the first operation that was not audited
+    nonce: str | None = None        # the one that the caller gave, which is the header's
+    commitment: str | None = None   # the same
 
 
-def open_log(source: Any, root: str | None, secret: Secret) -> Trace:
+def open_log(source: Any, root: str | None, secret: Secret, nonce: str | None = None, commitment: str | None = None
+             ) -> Trace:
     """A log that can be audited by a secret. Raises ValueError if it cannot, VerificationError if its head is not the
-    published one."""
+    published one, or a claim is not the header's."""
     log = formats.read(source)
     if root is not None:
         log.check_head(root)
+    log.check_claims(nonce, commitment)
     if not log.provable or log.header["level"] != "op" or log.header["arithmetic"] != Exact.name:
         has = f"level {log.header['level']}, arithmetic {log.header['arithmetic']}" if log.provable else log.kind
         raise ValueError(f"{log.path}: an audit needs a log of level op in arithmetic exact; this one has {has}")
-    if log.header["weights"] != secret.weights or log.header["config"] != secret.header["config"]:
+    if log.header["weights"] != secret.weights:
         raise ValueError(f"{log.path}: weights are {log.header['weights']}, but {secret.path} was made from a model "
                          f"with {secret.weights}")
+    if log.header["config"] != secret.header["config"]:  # to which weights commits, too
+        raise VerificationError(log.where(0), "config", secret.header["config"], log.header["config"])
     if not log.steps:
         raise ValueError(f"{log.path}: has no step to audit")
     return log
@@ -358,16 +368,18 @@ def audit_job(log: Any, dump: str, secret: Any, head: str, tokenizer: str | None
 
 
 def audit(log: str | os.PathLike | bytes, dump: str, secret: str | os.PathLike | bytes, root: str | None = None,
-          executor: Any = None, tokenizer: str | None = None) -> Audit:
+          executor: Any = None, tokenizer: str | None = None, nonce: str | None = None, commitment: str | None = None
+          ) -> Audit:
     """Audit a run, by its log, its numbers and a secret of its model -> what was found to be so.
 
-    root is the head that was published, [SIZE:]HEX; tokenizer the tokenizer's file, if the texts are to be compared.
+    root is the head that was published, [SIZE:]HEX; tokenizer the tokenizer's file, if the texts are to be compared;
+    nonce and commitment are those of the run, if they were given.
     With an executor (concurrent.futures: processes, Dask, Ray, MPI) positions are audited side by side. Operations of
     which the dump lacks numbers are not audited, and counted in the tally's `missing`. Raises VerificationError at the
     first line that is not right, ValueError or OSError for files that cannot be used.
     """
     kept = Secret(secret)
-    trace = open_log(log, root, kept)
+    trace = open_log(log, root, kept, nonce, commitment)
     words = None if tokenizer is None else open_tokenizer(tokenizer, trace)
     positions = range(len(trace.steps))
     total = Tally()
@@ -378,7 +390,10 @@ def audit(log: str | os.PathLike | bytes, dump: str, secret: str | os.PathLike |
         jobs = [executor.submit(audit_job, log, dump, secret, trace.head(), tokenizer, part) for part in parts]
         for job in jobs:
             total.add(job.result())
-    return concluded(trace, total, root is not None)
+    found = concluded(trace, total, root is not None)
+    found.secrets = kept.count
+    found.nonce, found.commitment = nonce, commitment
+    return found
 
 
 def concluded(log: Trace, total: Tally, published: bool) -> Audit:
@@ -396,5 +411,5 @@ def concluded(log: Trace, total: Tally, published: bool) -> Audit:
     found = Audit(log.path, steps, log.root is not None and not total.missing, log.head(), published, text_of(log),
                   log.header, log.root is not None, total)
     if total.first_missing:
-        found.first_missing = log.where(total.first_missing)
+        found.first_missing_at = log.where(total.first_missing)
     return found

@@ -5,9 +5,8 @@ from typing import TextIO
 
 from llama2_py.console import quoted
 from llama2_py.engine.models import open_checkpoint
-from llama2_py.log.formats import read
 from llama2_py.log.reading import Trace
-from llama2_py.log.show import show_fields
+from llama2_py.log.show import show_commitment, show_options
 from llama2_py.referee.audit import Audit, audit
 from llama2_py.referee.secret import make_secret
 
@@ -25,9 +24,9 @@ def run_secret(args: argparse.Namespace, out: TextIO) -> int:
 
 def run_audit(args: argparse.Namespace, out: TextIO) -> int:
     """Audit a run, and print what was found to be so."""
-    if args.nonce or args.commitment:
-        read(args.log).check_claims(args.nonce, args.commitment)
-    found = audit(args.log, args.dump, args.secret, args.root, None, args.tokenizer)
+    if args.commitment and not args.nonce:
+        raise ValueError("--commitment needs --nonce")
+    found = audit(args.log, args.dump, args.secret, args.root, None, args.tokenizer, args.nonce, args.commitment)
     show_audit(found, args.tokenizer is not None, out)
     return 0 if args.partial or not found.tally.missing else 1
 
@@ -37,19 +36,23 @@ def show_audit(found: Audit, with_texts: bool, out: TextIO) -> None:
     tally = found.tally
     part = " in part" if tally.missing else ""
     out.write(f"audited{part}: {found.steps} steps, without the model\n")
-    out.write(f"{tally.products} products are right to within float32 rounding\n")
+    vectors = "1 secret vector" if found.secrets == 1 else f"{found.secrets} secret vectors"
+    out.write(f"{tally.products} products are right to within float32 rounding, by {vectors} for each matrix\n")
     out.write(f"{tally.exact} other operations and {tally.tokens} tokens are right to the bit, given those products\n")
     if tally.missing:
         ops = ", ".join(f"{count} {op}" for op, count in tally.missing.items())
-        out.write(f"not audited, for want of numbers: {ops}; the first is {found.first_missing}\n")
-    if tally.products:
-        out.write(f"the largest difference of a product: {tally.largest:.2f} of its limit ({tally.largest_at})\n")
-    if not with_texts:
-        out.write("the texts were not compared with the tokens: that takes the tokenizer's file (-z)\n")
+        out.write(f"not audited, for want of numbers: {ops}; the first is {found.first_missing_at}\n")
+    if with_texts:
+        prompt = "the prompt and " if found.header["prompt"] else ""
+        out.write(f"{prompt}{tally.texts} texts are those of the tokens\n")
+    else:
+        out.write("neither prompt nor texts were compared with the tokens: that takes the tokenizer's file (-z)\n")
     if not found.ended:
-        out.write("the log is incomplete: its run was cut short, and it is audited as far as it goes\n")
-    out.write(f"{Trace.chosen_by}\n")
-    show_fields({name: found.header[name] for name in SHOWN if name in found.header}, out)
+        out.write("the log lacks its last line, so its run may have been cut short; it is audited as far as it goes\n")
+    claimed = {} if found.nonce is None else {"nonce": found.nonce}
+    chosen = {name: found.header[name] for name in SHOWN if name in found.header and name not in claimed}
+    show_options(claimed, chosen, Trace.chosen_by, out)
+    show_commitment(found.nonce, found.commitment, out)
     out.write(f"the text of these steps:\n    {quoted(found.text, 4)}\n")
     basis = "as published" if found.published else (
         "only recomputed from the file itself; compare it with the one that was published")

@@ -17,7 +17,8 @@ This file is the commands; the messages stand in messages.py, what decides an ev
 judge.py.
 
 What it does not settle: whose log is right if the headers differ, for those are two runs; whether the model of the
-header is the one that was meant; and in dialect c, where two C libraries can both be right, more than one machine's.
+header is the one that was meant; and in the arithmetic `c`, where two C libraries can both be right, more than one
+machine's.
 """
 import argparse
 import contextlib
@@ -148,7 +149,8 @@ class Hearing:
 
 
 def conclude(hearing: Hearing, against_heads: bool, out: TextIO) -> int:
-    """Print the verdict. A message that was refused does not stand in its way; if one is missing, it is the error."""
+    """Print the verdict -> 0, or what must be revealed -> 1. A message that was refused does not stand in its way; if
+    one is missing, it is the error."""
     found = judge(hearing.evidence)
     if isinstance(found, Needed) and hearing.refused:
         raise hearing.refused[0]
@@ -158,9 +160,9 @@ def conclude(hearing: Hearing, against_heads: bool, out: TextIO) -> int:
         print("the logs were not held against heads that were published (--roots)", file=out)
     if isinstance(found, Ruling):
         print(*found.reasons, found.conclusion.value, sep="\n", file=out)
-    else:
-        print(f"needed: {found.what}", file=out)
-    return 0
+        return 0
+    print(f"needed: {found.what}", file=out)
+    return 1
 
 
 # ----------------------------------------------------------------------------

@@ -30,6 +30,7 @@ class Dump:
         self.seen = 0                                        # bytes that were read since the pages were released
         self.first = array("q", [NONE]) * (steps * layout.lines + 1)  # event -> its first part
         self.last = array("q", self.first)
+        self.found = array("q", [0]) * len(self.first)       # event -> how many numbers it has so far
         self.begins = array("q")                             # part -> where its numbers begin,
         self.counts = array("q")                             # how many they are,
         self.following = array("q")                          # and the next part of the same event
@@ -43,7 +44,13 @@ class Dump:
         for where, (pos, layer, op), begin, n in RecordScanner(self.path, self.data, self.config).scan():
             if pos >= self.steps:
                 raise ValueError(f"{where}: position {pos}, but the log has {self.steps} steps")
-            self._add(self.layout.operation(pos, op, layer), begin, n)
+            event = self.layout.operation(pos, op, layer)
+            self.found[event] += n
+            wanted = size(self.config, op, pos)
+            if self.found[event] > wanted:
+                raise ValueError(f"{where}: {place(op, layer, pos)}: has {self.found[event]} numbers or more, must "
+                                 f"have {wanted}")
+            self._add(event, begin, n)
             self._passed(4 * n)
 
     def _add(self, event: int, begin: int, n: int) -> None:
@@ -74,16 +81,13 @@ class Dump:
         pieces = []
         where = self.layout.place(event)
         op, layer, pos = where.get("op", "logits"), where.get("layer"), where["pos"]
-        wanted = size(self.config, op, pos)
-        found = 0
-        while part != NONE:
-            begin, n = self.begins[part], self.counts[part]
-            found += n
-            if found <= wanted:
-                pieces.append(self.data[begin:begin + 4 * n])
-            part = self.following[part]
+        wanted, found = size(self.config, op, pos), self.found[event]
         if found != wanted:
             raise ValueError(f"{self.path}: {place(op, layer, pos)}: has {found} numbers, must have {wanted}")
+        while part != NONE:
+            begin, n = self.begins[part], self.counts[part]
+            pieces.append(self.data[begin:begin + 4 * n])
+            part = self.following[part]
         self._passed(4 * found)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

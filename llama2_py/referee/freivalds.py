@@ -11,8 +11,8 @@ The limit. Each element of y errs by up to u |y_i|, u = 2^-24; turned and turned
 its length. Since the signs of s are independent coins, the errors' sum exceeds 8 times their root of squares with a
 probability of 2 exp(-32) = 3e-14 (Hoeffding's inequality), and never the root of n times it. So the limit is u |y|
 times the smaller of both, and what float64 adds. A change of one element by more than twice that is always seen;
-changes of several pass by chance, with a probability of up to some four limits over their size; of K probes, that to
-the power of K.
+changes of several pass by chance, with a probability of up to some four limits over their size, and of 2^-17 at least,
+since there are 65,536 sizes; of K probes, that to the power of K.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -15,6 +15,7 @@ import itertools
 from array import array
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Any
 
 import merkle
@@ -181,7 +182,7 @@ class Evidence:
         d, task = self.dispute, self.dispute.task
         products = [self.product[row] for row in task.rows_of(number)]
         with Guard(d):
-            return element_of(d.arithmetic, d.config, task.op, task.pos, number, products)
+            return need_number(element_of(d.arithmetic, d.config, task.op, task.pos, number, products))
 
     def numbers(self) -> Sequence[float]:
         """The whole result of an operation."""
@@ -190,7 +191,9 @@ class Evidence:
             return array("f", map(self.element, range(task.n)))
         rows = [] if self.row is None else [self.row]
         with Guard(d):
-            return compute(d.arithmetic, d.config, task.op, task.pos, self.inputs or [], rows)
+            result = compute(d.arithmetic, d.config, task.op, task.pos, self.inputs or [], rows)
+            need_number(sum(map(abs, result)))
+            return result
 
     def fields(self) -> dict[str, Any]:
         """What the line in dispute says by definition, field by field, as far as it can be computed."""
@@ -210,6 +213,13 @@ class Evidence:
             with Guard(d, "tokenizer", "a file that can be read"):
                 found["text"] = d.decoded(self.tokenizer, following)
         return found
+
+
+def need_number(value: float) -> float:
+    """Raise ValueError if a value is not a number: no run has one, and processors differ in its bits."""
+    if isnan(value):
+        raise ValueError("a result is not a number")
+    return value
 
 
 class Guard:
@@ -359,7 +369,7 @@ def dialect_lines(dispute: Dispute) -> list[str]:
     """What to say of the dialect."""
     if dispute.header["arithmetic"] == "exact":
         return []
-    return ["in dialect c this holds for the C library of the machine that judged"]
+    return ["in the arithmetic `c` this holds for the C library of the machine that judged"]
 
 
 def looked_at(party: str, revealed: bool, count: int, n: int) -> str:

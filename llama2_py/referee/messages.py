@@ -14,7 +14,8 @@ padding) of little-endian float32, hashes in hexadecimal. There is one way only 
         are those of the embedding. layer is 0 where there is none.
 
 A message can be larger than memory: all rows of a 7B model's largest matrix take 250 MB. So it is read piece by piece,
-no piece larger than what the header allows, and a row is gone when the next one is read.
+no piece larger than what the header allows, and a row is gone when the next one is read. Values are held, and computed
+with: a vector of 2^20 numbers takes some 250 MB, and a header may allow more.
 """
 import base64
 import re

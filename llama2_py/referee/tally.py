@@ -10,7 +10,7 @@ class Tally:
     exact: int = 0      # other operations, right to the bit
     tokens: int = 0     # that follow from the logits, or from the prompt
     texts: int = 0      # that follow from the tokens; 0 without a tokenizer
-    largest: float = 0.0     # part of a limit that a product used
+    largest: float = 0.0     # part of a limit that a product used: the auditor's own, since it tells of the secret
     largest_at: str = ""
     missing: dict[str, int] = field(default_factory=dict)  # operations whose numbers, or inputs, the dump lacks
     first_missing: int = 0   # the index of the first one's line; 0: there is none
