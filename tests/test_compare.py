@@ -75,7 +75,7 @@ def test_a_text_that_parts_is_judged_up_to_there(run, tmp_path, capfdbinary):
     code, out, _ = command(capfdbinary, *options, "--compare", npy(tmp_path / "a.npy", rows))
     last = out.decode().splitlines()[-7]
     assert last.startswith("    6") and f"  {best} " in last and " here, by " in last and "; 9 " in last
-    assert b"the texts part after step 6: only the steps up to there were judged\n" in out
+    assert b"the programs chose different tokens after step 6: only the steps up to there were judged\n" in out
     assert code == 1 and b"\n    7" not in out  # one logit alone is wrong by more than rounding
 
 

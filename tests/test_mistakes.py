@@ -519,7 +519,8 @@ def test_nobody_is_told_to_dump_what_is_there(path, tmp_path):
         comparison = compared(model, as_records(some), tmp_path / "theirs")
         (advice,) = report.advice(comparison, [])
         assert advice == "next: the operations in the file are right: dump all others of the same positions as well"
-        (advice,) = report.advice(compared(model, as_records(wrong), tmp_path / "theirs"), [])
+        tokens, advice = report.advice(compared(model, as_records(wrong), tmp_path / "theirs"), [])
+        assert tokens == "first: was the other program given the same tokens, 1,17,5?"
         assert advice.startswith("next: dump every operation of the first steps")
 
 

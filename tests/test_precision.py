@@ -207,7 +207,7 @@ def test_the_verdict_stands_before_the_search_and_says_what_was_not_tried(wrong,
     lines = out.decode().splitlines()
     name = "RoPE turns halves, (i, i + hs/2), not neighbours, (2i, 2i + 1)"
     assert code == 1 and f"the mistake: {name}" in lines and lines[-5].endswith(f"not rounding in float32: {name}")
-    assert lines[-3] == "12 steps of logits and 0 operations judged from their own inputs"
+    assert lines[-3] == "12 steps of logits judged, and 0 operations, from their own inputs"
 
 
 def test_json_is_one_object_that_says_what_the_report_says(wrong, capfdbinary):

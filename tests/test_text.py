@@ -223,7 +223,7 @@ def test_what_is_no_text_is_refused(tmp_path, capfdbinary, data, message):
     (["--compare-tokens", "1,x"], "argument --compare-tokens: not tokens as 1,403,407"),
     (["--compare-tokens", "512", "-t", "0"], "token of --compare-tokens is 512, must be in the vocabulary of 512"),
     (["--compare-text", "no-such-file", "-t", "0"], "no-such-file: No such file or directory"),
-    (["--compare-text", "x", "-t", "0", "-m", "chat"], "--compare_text belongs to mode generate, not to chat")])
+    (["--compare-text", "x", "-t", "0", "-m", "chat"], "--compare-text belongs to mode generate, not to chat")])
 def test_options_that_do_not_go_with_a_text_are_refused(capfdbinary, options, message):
     assert failure(capfdbinary, *options).startswith(message)
 
@@ -423,7 +423,7 @@ def test_the_likeliest_tokens_gap_is_measured_in_the_noise_of_both():
     chosen = Likeliest(array("f", [3.0, 1.0, 2.0]))
     assert chosen.token == 0 and chosen.second() == 2 and chosen.gap(1) == 2.0 and not chosen.is_near(2)
     assert chosen.ratio(1, Unit(0.5, [1.0, 1.0, 1.0])) == pytest.approx(4.0)
-    assert chosen.ratio(1, Unit(0.5, [1.0, 0.5, 1.0])) == pytest.approx(2.0 / math.hypot(0.5, 1.0) * math.sqrt(2))
+    assert chosen.ratio(1, Unit(0.5, [1.0, 2.0, 1.0])) == pytest.approx(2.0 / math.hypot(0.5, 1.0) * math.sqrt(2))
 
 
 # ----------------------------------------------------------------------------

@@ -121,8 +121,10 @@ def read_bare(path: str, data: mmap.mmap, vocab_size: int) -> Array:
         raise ValueError(f"{path}: looks like rows of {padded} float32, a padded vocabulary: must be rows of "
                          f"{vocab_size}")
     if rest:
+        is_text = data[:SAMPLE].isascii()
+        hint = "it is text: --compare-text?" if is_text else "another vocabulary, or numbers of 16 bits?"
         raise ValueError(f"{path}: size is {len(data)} bytes: neither an array of numpy's, nor records, "
-                         f"nor rows of {vocab_size} float32, {row} bytes each")
+                         f"nor rows of {vocab_size} float32, {row} bytes each ({hint})")
     return Array(data, "<f", 0, steps, vocab_size)
 
 

@@ -410,10 +410,14 @@ class Operations:
             of_scores = [scale * d for d in of_dots[0]], [scale * d for d in of_dots[1]]
             scores = [scale * product for product in dots]
             highest = max([scores[t] for t in visible], default=0.0)
-            ds, db = softmax_errors(p, scores, highest, of_scores, self.precision.u)
+            ds, db = self.head_errors(p, scores, highest, of_scores)
             sigma += ds
             bound += db
         return sigma, bound
+
+    def head_errors(self, p, scores, highest, of_scores):
+        """Those of a head's weights, p (n), by those of its scores (errors.softmax_errors)."""
+        return softmax_errors(p, scores, highest, of_scores, self.precision.u)
 
     def _attention_errors(self, l, pos, y):
         sigma, bound = [], []

@@ -127,7 +127,7 @@ def reasons(c: Comparison) -> Iterator[str]:
     yield from reasons_apart(c)
     yield from reasons_of_precision(c)
     if c.parted is not None:
-        yield f"the texts part after step {c.parted}: only the steps up to there were judged"
+        yield f"the programs chose different tokens after step {c.parted}: only the steps up to there were judged"
 
 
 FAR_BETTER = 0.02  # of the noise of 16 bits: a float32 program came to 0.0004 of bfloat16's at most, others to 0.5
@@ -149,12 +149,16 @@ def reasons_of_precision(c: Comparison) -> Iterator[str]:
             yield from size_hint(c)
 
 
+def steps_text(c: Comparison) -> str:
+    """How many steps' logits were judged."""
+    return f"{len(c.steps)} step" + "s" * (len(c.steps) != 1)
+
+
 def reason_of_logits(c: Comparison) -> str:
     """How far the logits are."""
     step, logit = max(c.steps, key=lambda s: s.off), max(c.steps, key=lambda s: s.worst)
-    count = f"{len(c.steps)} step" + "s" * (len(c.steps) > 1)
-    return (f"logits of {count}, in units of a {c.precision.name} program's noise: overall {c.overall:.3g} (limit "
-            f"{c.limit:g}), worst step {step.off:.3g} (limit {ONE_STEP:g}) at step {step.pos}, worst logit "
+    return (f"logits of {steps_text(c)}, in units of a {c.precision.name} program's noise: overall {c.overall:.3g} "
+            f"(limit {c.limit:g}), worst step {step.off:.3g} (limit {ONE_STEP:g}) at step {step.pos}, worst logit "
             f"{logit.worst:.3g} (limit {ONE_LOGIT:g}) at step {logit.pos}, token {logit.at}")
 
 
@@ -242,10 +246,29 @@ def advice(c: Comparison, names: Sequence[str]) -> Iterator[str]:
             yield ("next: read that operation's code; its inputs are the file's own" + (
                 ", and so is the cache: is it read and written by layer and position?"
                 if c.first_wrong.op in ("weights", "attention") else ""))
-    elif names:
-        yield "next: mend it, and compare again"
+    elif names and not is_one_of_several(names):
+        yield "next: fix it, and compare again"
     else:
-        yield f"next: {what_to_dump(c)}"
+        yield from more_tokens(c)
+        yield f"next: {'fix what it is' if names else what_to_dump(c)}"
+
+
+def is_one_of_several(names: Sequence[str]) -> bool:
+    """Do several mistakes explain the numbers alike?"""
+    return any("; or " in name for name in names)
+
+
+def more_tokens(c: Comparison) -> Iterator[str]:
+    """What to do about the tokens, if they may be what is wrong, or too few of them were judged."""
+    given = ",".join(map(str, c.tokens[:len(c.steps)]))
+    if c.parted is not None:
+        yield ("next: give both programs the same 20 tokens (--tokens), whatever they choose: then more steps can be "
+               "judged")
+    elif not c.judged and given:
+        yield f"first: was the other program given the same tokens, {given[:MOST_GIVEN]}?"
+
+
+MOST_GIVEN = 60  # characters of a list of tokens that are printed
 
 
 def what_to_dump(c: Comparison) -> str:
@@ -293,7 +316,7 @@ def summary(c: Comparison, diagnosis: Diagnosis) -> Iterator[str]:
     yield f"llama2.py {VERSION}: {verdict_with_names(c, diagnosis)}"
     yield f"model {c.model.checkpoint.sha256()}"
     operations = sum(map(len, c.judged.values()))
-    yield (f"{len(c.steps)} steps of logits and {operations} operations judged from their own inputs")
+    yield f"{steps_text(c)} of logits judged, and {operations} operations, from their own inputs"
     if not c.steps:
         yield "no logits"
         return

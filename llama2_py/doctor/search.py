@@ -26,7 +26,7 @@ from llama2_py.doctor.mistakes.known import known
 from llama2_py.doctor.mistakes.mistake import Kind, both, in_layer
 from llama2_py.doctor.operations import Model, Operations, rms
 from llama2_py.doctor.precision import Precision
-from llama2_py.doctor.simple import bits_of, out_of_step, rounded_logits, scaled_logits
+from llama2_py.doctor.simple import bits_of, constant_logits, out_of_step, rounded_logits, scaled_logits
 from llama2_py.doctor.singles import Seen, single_logits
 from llama2_py.engine.checkpoint import Config
 from llama2_py.engine.graph import NORMS
@@ -46,7 +46,7 @@ class Limits(NamedTuple):
 # In float32 these were chosen with some 400 wrong programs at hand, of which none was named falsely. What is called
 # wrong there is at 10 and more. In a format of 16 bits the noise is thousands of times larger, and hides that.
 OF_FLOAT32 = Limits(near=10, nearer=30, rounding=2, nearer_by_rounding=15, hopeless=120, constant=3)
-OF_FEW_BITS = Limits(near=2, nearer=3, rounding=2, nearer_by_rounding=3, hopeless=24, constant=2)
+OF_FEW_BITS = Limits(near=4, nearer=30, rounding=2, nearer_by_rounding=3, hopeless=24, constant=2)
 
 
 def limits_of(precision: Precision) -> Limits:
@@ -73,6 +73,7 @@ MOVE_BY, MOVE_BY_PART = 1e-6, 1e-4
 # steps are looked at.
 SMALL_MODEL = 10**6
 SEARCHED, SEARCHED_IF_LARGE, SEARCHED_AFTER = 32, 12, 12  # steps, at least; and so many after the first wrong one
+OWN_TOKENS = 12   # steps whose likeliest tokens are tried as inputs
 FAR = 1e30  # the distance of a model that overflows
 FAILS = (KeyError, ValueError, OverflowError, ZeroDivisionError)  # what a wrong model can end in
 AT_THE_FIRST_STEP_ALONE_RIGHT = {"q", "k", "weights"}  # operations that change nothing there, mostly
@@ -84,7 +85,8 @@ def by_logits(shard, tokens: Sequence[int], steps: Sequence[Seen], precision: Pr
     steps = steps[:steps_needed(shard.config, steps)]
     formats = [] if precision.form else rounded_logits(steps)
     near = limits_of(precision).near
-    simple = formats + out_of_step(steps, near) + scaled_logits(steps, limits_of(precision).rounding)
+    simple = constant_logits(steps) or right_for_other_tokens(shard, tokens, steps)
+    simple += formats + out_of_step(steps, near) + scaled_logits(steps, limits_of(precision).rounding)
     simple += single_logits(shard, tokens, steps)
     if simple:
         return ["; or ".join(simple)]
@@ -97,6 +99,18 @@ def by_logits(shard, tokens: Sequence[int], steps: Sequence[Seen], precision: Pr
     mistakes.sort(key=search.turn)
     alike = search.constants(mistakes) or search.best(mistakes, "known mistakes") or search.in_one_layer(mistakes)
     return ["; or ".join(alike)] if alike else pairs(search, mistakes)
+
+
+def right_for_other_tokens(shard, tokens: Sequence[int], steps: Sequence[Seen]) -> list[str]:
+    """Whether the other program's logits are right for those tokens that are its own likeliest ones."""
+    own = [tokens[0], *[step.theirs.index(max(step.theirs)) for step in steps[:OWN_TOKENS]]]
+    if own[:len(steps)] == list(tokens[:len(own)])[:len(steps)]:
+        return []
+    model = Model(Operations, shard, own)
+    for pos, step in enumerate(steps[:OWN_TOKENS]):
+        if not step.off(model.logits(pos)) < ONE_STEP:
+            return []
+    return [f"other tokens were given: the logits are right for {','.join(map(str, own[:len(steps)]))}"]
 
 
 def steps_needed(c: Config, steps: Sequence[Seen]) -> int:

@@ -14,9 +14,23 @@ from llama2_py.doctor.singles import DIGITS, SINGLE, Seen
 A_LITTLE_MORE = 1.01
 
 
+def are_constant(rows: Iterable[Sequence[float]]) -> bool:
+    """Has every row one number only?"""
+    return all(min(row) == max(row) for row in rows)
+
+
+def constant_logits(steps: Sequence[Seen]) -> list[str]:
+    """Logits that nobody has computed."""
+    if not are_constant([step.theirs for step in steps]):
+        return []
+    return [f"every logit of a step is the same number, {steps[0].theirs[0]:g} at the first: nothing was written there"]
+
+
 def bits_of(rows: Iterable[Sequence[float]]) -> str | None:
     """The format of few bits that all numbers are in."""
     rows = list(rows)
+    if are_constant(rows):
+        return None
     for form in FORMATS:
         if all(tuple(form.round(row)) == tuple(row) for row in rows):
             return form.name

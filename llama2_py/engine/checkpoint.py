@@ -178,7 +178,8 @@ class Checkpoint(MappedFile):
 
     def __init__(self, path: str):
         super().__init__(path)
-        self.group = 0  # weights that share a scale, in version 2
+        self.group = 0   # weights that share a scale, in version 2
+        self.tables = 0  # bytes of RoPE's tables before a classifier that is not the embedding, in version 0
         try:
             if self.size < 28:
                 raise ValueError(f"{path}: {self.size} bytes are too few for a checkpoint's header of 28")
@@ -227,7 +228,8 @@ class Checkpoint(MappedFile):
             offset = 256
         for name, (layers, rows, columns) in tensors.items():
             if name == "classifier" and magic != self.MAGIC:
-                offset += self._rope_tables()
+                self.tables = self._rope_tables()
+                offset += self.tables
             self.tensors[name] = offset, rows, columns
             need(not self._is_quantized(name) or rows * columns % self.group == 0, "group size", self.group,
                  f"a divisor of the {rows * columns} weights of {name}")

@@ -75,16 +75,18 @@ function run(name, t, group, notes) { // the part of the bound that is used
 }
 
 function told(flags, notes) {
+  if (!flags.length) return "no known mistake";
   const more = flags.length > TOLD ? `; and ${flags.length - TOLD} more` : "";
   return flags.slice(0, TOLD).map((flag) => notes[flag]).join("; ") + more;
 }
 
-function likeliest(fits) { // the flags that fit best
-  const best = Math.max(...Object.values(fits));
+function likeliest(fits) { // the flags that fit best; none, if all of them fit more passing tests than failing ones
+  const best = Math.max(1, ...Object.values(fits));
   return Object.keys(fits).filter((flag) => fits[flag] === best);
 }
 
-const TOLD = 8, refuted = new Set(); // mistakes that show in an operation of which all tests pass
+const TOLD = 8, SHOWS = 2; // bounds: a mistake that is nearer in a test is not among its flags
+const refuted = new Set(); // mistakes that show in an operation of which all tests pass
 let failed = false;
 for (const name of [...Object.keys(operations), "model", "sampler", "xorshift", "tokenizer"]) {
   const file = JSON.parse(read(`${name}.json`));
@@ -96,7 +98,7 @@ for (const name of [...Object.keys(operations), "model", "sampler", "xorshift", 
     const fails = !(part <= 1);
     if (fails) console.log(`  ${name} ${t.tcId}, ${t.comment}: ${part} bounds (${t.result})`);
     if (t.result === "acceptable") continue;
-    for (const flag of t.flags) fits[flag] = (fits[flag] || 0) + (fails ? 1 : -1);
+    if (!fails || !(part <= SHOWS)) for (const flag of t.flags) fits[flag] = (fits[flag] || 0) + (fails ? 1 : -1);
     failures += fails ? 1 : 0;
     worst = Math.max(worst, part);
   }

@@ -1,8 +1,9 @@
 """Mistakes in attention: heads, scores, softmax, and the cache of keys and values."""
 import math
 from collections.abc import Callable, Iterator, Sequence
-from math import exp, fsum, inf, sqrt
+from math import exp, fsum, hypot, inf, sqrt
 
+from llama2_py.doctor.errors import U
 from llama2_py.doctor.mistakes.mistake import HEADS, Kind, Mistake
 from llama2_py.doctor.operations import dot, softmax
 from llama2_py.doctor.precision import FORMATS
@@ -296,8 +297,9 @@ def cache_shifts() -> Iterator[Kind]:
     for kinds, text, ops in [("k", "keys", ("weights",)), ("v", "values", ("attention",)),
                              ("kv", "keys and values", HEADS)]:
         for by, time in (-1, "late"), (1, "early"):
-            for beyond_is_zero in True, False:
-                yield shifted_cache(kinds, by, beyond_is_zero, f"the cache's {text} are one position {time}", ops)
+            for beyond_is_zero, edge in (True, "0 at the edge"), (False, "the edge twice"):
+                name = f"the cache's {text} are one position {time}, {edge}"
+                yield shifted_cache(kinds, by, beyond_is_zero, name, ops)
 
 
 def shifted_cache(kinds: str, by: int, beyond_is_zero: bool, text: str, ops: tuple[str, ...]) -> Kind:
@@ -331,6 +333,17 @@ def shared_caches(n_layers: int) -> Iterator[Kind]:
     yield SharedCache
 
 
+def score_errors(scores: Sequence[float], of_scores: tuple) -> tuple[list[float], list[float]]:
+    """How far scores may be off that no exp was taken of; of_scores: by the dot products in them, as in
+    errors.softmax_errors."""
+    sigma, bound = of_scores
+    return ([hypot(d, 0.6 * U * s) for d, s in zip(sigma, scores, strict=True)],
+            [d + 3 * U * abs(s) for d, s in zip(bound, scores, strict=True)])
+
+
+LARGEST_EXP = 88.722839  # exp of more is no float32
+
+
 def softmax_formulas() -> Iterator[Kind]:
     """Something else in place of softmax."""
     class Missing(Mistake):
@@ -339,7 +352,22 @@ def softmax_formulas() -> Iterator[Kind]:
 
         def probabilities(self, scores):
             return scores
+
+        def head_errors(self, p, scores, highest, of_scores):
+            return score_errors(scores, of_scores)
     yield Missing
+
+    class Overflowing(Mistake):
+        name = "softmax takes exp of the scores as they are: that of a large one overflows"
+        changes = ("weights",)
+        in_logits = False
+        in_operations = False
+
+        def probabilities(self, scores):
+            e = [exp(v) if v < LARGEST_EXP else inf for v in scores]
+            total = sum(e) or 1.0
+            return [v / total for v in e]
+    yield Overflowing
 
     class WithoutExp(Mistake):
         name = "softmax has no exp: the scores are divided by their sum"
@@ -348,6 +376,12 @@ def softmax_formulas() -> Iterator[Kind]:
         def probabilities(self, scores):
             total = fsum(scores) or inf
             return [v / total for v in scores]
+
+        def head_errors(self, p, scores, highest, of_scores):
+            sigma, bound = score_errors(scores, of_scores)
+            total = abs(fsum(scores)) or inf
+            return ([hypot(s, v * hypot(*sigma)) / total for s, v in zip(sigma, p, strict=True)],
+                    [(b + abs(v) * sum(bound)) / total for b, v in zip(bound, p, strict=True)])
     yield WithoutExp
 
 

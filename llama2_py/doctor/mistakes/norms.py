@@ -129,6 +129,16 @@ def swapped() -> Iterator[Kind]:
     yield renamed_norms("ffn_norm has attention_norm's weight", {"ffn_norm": "attention_norm"})
     yield renamed_norms("attention_norm has ffn_norm's weight", {"attention_norm": "ffn_norm"})
 
+    class OneRowTooEarly(Mistake):
+        name = "final_norm has the last layer's ffn_norm's weight"
+        changes = ("final_norm",)
+
+        def norm_weight(self, op, l):
+            if op != "final_norm":
+                return super().norm_weight(op, l)
+            return super().norm_weight("ffn_norm", self.config.n_layers - 1)
+    yield OneRowTooEarly
+
     class FinalNormTwice(Mistake):
         name = "final_norm is applied twice"
         changes = ("final_norm",)

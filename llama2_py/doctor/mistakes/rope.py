@@ -267,6 +267,7 @@ def positions() -> Iterator[Kind]:
     for op in ROTATED:
         yield one_shifted(op, 1, "pos + 1")
         yield one_shifted(op, -1, "pos - 1")
+        yield one_late(op)
 
 
 def one_shifted(which: str, by: int, text: str) -> Kind:
@@ -278,6 +279,17 @@ def one_shifted(which: str, by: int, text: str) -> Kind:
         def rotated(self, op, y, pos):
             return super().rotated(op, y, pos + by if op == which else pos)
     return OneShifted
+
+
+def one_late(which: str) -> Kind:
+    """RoPE that turns q or k by the position before; there is none before the first."""
+    class OneLate(Mistake):
+        name = f"RoPE turns {which} by position pos - 1, and the first by 0"
+        changes = (which,)
+
+        def rotated(self, op, y, pos):
+            return super().rotated(op, y, max(0, pos - 1) if op == which else pos)
+    return OneLate
 
 
 def loops() -> Iterator[Kind]:

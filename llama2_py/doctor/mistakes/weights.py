@@ -8,7 +8,7 @@ from llama2_py.doctor.mistakes.formats import int8
 from llama2_py.doctor.mistakes.mistake import ALL_MATRICES, NORM_OPS, PRODUCT_OPS, Kind, Mistake
 from llama2_py.doctor.operations import Operations
 from llama2_py.doctor.precision import FORMATS, float16
-from llama2_py.engine.arithmetic import R, Exact
+from llama2_py.engine.arithmetic import R, Exact, from_bytes
 from llama2_py.engine.graph import PRODUCTS
 from llama2_py.engine.rows import Rows, split
 
@@ -297,6 +297,24 @@ def classifiers(config) -> Iterator[Kind]:
         changes = ("logits",)
         matrix = with_rows(("classifier",), embedding_rows)
     yield EmbeddingForClassifier
+
+    class WithTables(Mistake):
+        name = "the classifier is read where RoPE's tables stand, which were not skipped"
+        changes = ("logits",)
+        matrix = with_rows(("classifier",), rows_with_tables)
+    yield WithTables
+
+
+def rows_with_tables(shard, name: str, l: int, first: int, last: int) -> list[tuple[float, ...]]:
+    """Rows of a classifier that is read too early in a file of version 0, whose tables of cosines and sines stand
+    before it. Raises ValueError for any other file."""
+    checkpoint = shard.checkpoint
+    tables = getattr(checkpoint, "tables", 0)
+    if not tables:
+        raise ValueError("no tables before the classifier")
+    offset, _, columns = checkpoint.tensors[name]
+    begin, end = (offset - tables + 4 * columns * row for row in (first, last))
+    return [tuple(row) for row in split(from_bytes(checkpoint.data[begin:end]), columns)]
 
 
 def weight_formats(config) -> Iterator[Kind]:
