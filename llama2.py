@@ -4,11 +4,11 @@
     python3 llama2.py                                                   # the embedded model tells a story
     python3 llama2.py stories42M.bin -i "Once upon a time" -n 100 -s 42 # any checkpoint of llama2.c; or a folder
 
-It holds what llama2.c's run.c holds, in its order, with the standard library alone; beside generate also what lets
-known tokens be computed together (Drafted). plain.py is the same model in plain loops that do
-nothing for speed. What run.c lacks, or has in a few lines, has rooms in llama2_py: engine (results defined to the bit,
-the weights, processes), log (a trace to replay), doctor (another program's numbers), referee (a dispute between two
-logs); the command line is llama2_py/command.py. Differences from run.c:
+It holds what llama2.c's run.c holds, in the same order, with the standard library alone. One thing is added, beside
+generate: Drafted, which computes known tokens together. plain.py is the same model in plain loops that do nothing for
+speed. What run.c lacks, or has in a few lines, is in the packages of llama2_py: engine (results defined to the bit, the
+weights, processes), log (a trace to replay), doctor (another program's numbers), referee (a dispute between two logs,
+and the audit); the command line is llama2_py/command.py. Differences from run.c:
 
 - a value out of range, a prompt beyond the context or a malformed file is an error, never silently corrected (only
   -n stops at the context's end);
@@ -154,8 +154,9 @@ async def forward(shard: Shard, token: int, pos: int, see: Callable, wanted: boo
     - at `await gather`, until the other processes have come there. Each has some heads and some rows of every matrix,
       hence a part of each vector; what it gets back is the whole.
 
-    Nobody else calls it: Transformer.forward asks Team.run, which has Shard.passes make a coroutine for each position,
-    and workers.run_together takes them from stop to stop. see shows each result to whoever observes the run.
+    It is called in three steps: Transformer.forward, Team.run, and Shard.passes, which makes a coroutine for each
+    position; workers.run_together takes them from stop to stop. see shows each result to whoever observes the run.
+    Shapes are those in one process.
     """
     A = shard.arithmetic
     cos, sin = rope_angles(A, pos, shard.config)                                   # (hs / 2)
@@ -169,9 +170,9 @@ async def forward(shard: Shard, token: int, pos: int, see: Callable, wanted: boo
         v = see(l, "v", await matvec(w.wv, normed))                                # (kv_dim)
         cache.append(k, v)
         weights = see(l, "weights", attention_weights(A, q, cache.keys))           # (n_heads * (pos + 1))
-        mixed = attention(A, weights, cache.values)
-        mixed = see(l, "attention", await gather(mixed))                           # (dim)
-        out = see(l, "attention_out", await gather(await matvec(w.wo, mixed)))     # (dim)
+        heads = attention(A, weights, cache.values)
+        heads = see(l, "attention", await gather(heads))                           # (dim)
+        out = see(l, "attention_out", await gather(await matvec(w.wo, heads)))     # (dim)
         x = see(l, "attention_residual", residual(x, out))                         # (dim)
         # the feed-forward network, and the residual connection around it
         normed = see(l, "ffn_norm", rmsnorm(A, x, w.rms_ffn, epsilon))             # (dim)
@@ -227,7 +228,7 @@ class Transformer:
         Positions come in order; 0 begins anew. observe(layer, op, values) is called with the result of every operation,
         in order, by the names in the function forward; layer is None outside the layers.
         """
-        result = self.forward_chunk([token], pos, [observe] if observe else [], 0 if logits else 1)
+        result = self.forward_chunk([token], pos, [observe] if observe is not None else [], 0 if logits else 1)
         return result[0] if logits else None  # type: ignore[return-value]  # nobody asks for what is not there
 
     def forward_chunk(self, tokens: Sequence[int], pos: int, observers: Sequence[Callable] = (), skip: int = 0
@@ -377,7 +378,7 @@ class Sampler:
     """Chooses tokens: Sampler(temperature, p_value, seed, rng, arithmetic). Raises ValueError for values out of range.
 
     temperature 0 takes the likeliest token. p_value 0 or 1 samples from all tokens, anything between from the likeliest
-    ones that together exceed it.
+    ones, as few as together exceed it.
     """
 
     def __init__(self, temperature: float = 1.0, p_value: float = 0.9, seed: int = 1, rng: str = "xorshift64*",
@@ -488,14 +489,14 @@ class Drafted:
         one."""
         if pos not in self.ahead:
             tokens = self.draft[pos:pos + CHUNK] or [token]
-            recorders = [Events() for _ in tokens] if observe else []
+            recorders = [Events() for _ in tokens] if observe is not None else []
             skip = min(len(tokens), max(0, self.skip - pos))
             rows = [None] * skip + self.transformer.forward_chunk(tokens, pos, recorders, skip)
             self.ahead = dict(enumerate(zip_longest(tokens, recorders, rows), pos))
         drafted, events, row = self.ahead.pop(pos)
         if token != drafted:
             raise ValueError(f"token {token} at position {pos} is not the drafted one, {drafted}")
-        if observe:
+        if observe is not None:
             for event in events or ():
                 observe(*event)
         return row

@@ -1,14 +1,14 @@
-"""Merkle trees as in Certificate Transparency: RFC 6962, section 2, and RFC 9162, section 2.1.
+r"""Merkle trees as in Certificate Transparency: RFC 6962, section 2, and RFC 9162, section 2.1.
 
 A tree of seven leaves d0 .. d6. A node splits its leaves at the largest power of two that is smaller than their number,
 so a tree that grows keeps its full subtrees, and only the nodes on its right edge change:
 
                  root                        leaf d, of data: SHA256(0x00 || data)
-              /        \\                     node over a and b: H(a, b) = SHA256(0x01 || a || b)
+              /        \                     node over a and b: H(a, b) = SHA256(0x01 || a || b)
            k              l                  empty tree: SHA256()
-         /   \\          /   \\
+         /   \          /   \
         g     h        i     d6              The inclusion proof of d2 in 7 leaves is [d3, g, l]:
-       / \\   / \\      / \\                      k = H(g, H(d2, d3)), root = H(k, l).
+       / \   / \      / \                      k = H(g, H(d2, d3)), root = H(k, l).
       d0 d1 d2 d3    d4 d5                   The consistency proof of 3 leaves with 7 is [d2, d3, g, l]:
                                                the old root is H(g, d2), the new one H(H(g, H(d2, d3)), l).
 
@@ -40,7 +40,8 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 def tree_head(leaves: Iterable[bytes]) -> bytes:
-    """MTH of leaf hashes that come one by one (RFC 6962, 2.1), in O(log n) memory: where no proofs are asked for."""
+    """The root over leaf hashes that come one by one (MTH in RFC 6962, 2.1), in O(log n) memory: where no proofs are
+    asked for."""
     # the roots of the full subtrees so far, left to right: one for each bit 1 of the number of leaves
     subtrees: list[bytes] = []
     for count, node in enumerate(leaves, 1):
@@ -180,8 +181,8 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
 def verify_consistency(size1: int, size2: int, proof: Sequence[bytes], root1: bytes, root2: bytes) -> None:
     """Check that a tree of size1 leaves with root1 begins that of size2 leaves with root2 (RFC 9162, 2.1.4.2).
 
-    Returns None, or raises ProofError, whatever it is given; also for an empty first tree, since every tree begins with
-    it and RFC 9162 defines proofs for 0 < size1 only.
+    Returns None or raises ProofError, whatever it is given. An empty first tree raises: every tree begins with it, and
+    RFC 9162 defines proofs for 0 < size1 only.
     """
     check_numbers(size1=size1, size2=size2)
     check_hashes(proof, root1, root2)

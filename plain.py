@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A Llama 2 in plain loops: the definition, which the fast llama2.py equals bit for bit.
 
-    python3 plain.py                           # the embedded model tells a story
+    python3 plain.py                           # the embedded model tells a story, in a minute
     python3 plain.py 42 "Once upon a time"     # with another seed (1 to 2**64 - 1), and a beginning
 
 A language model reads a text and says how probable each token, a frequent piece of text, is to
@@ -11,7 +11,7 @@ was chosen. `python3 tools/plain_page.py plain.html` makes a page of this file, 
 
 Shapes are in brackets: (vocab, dim) is vocab rows of dim numbers. The embedded model has dim
 64, hidden (the width of its feed-forward networks) 172, vocab 512, and layers 0 to 4. In each
-8 heads of queries share 4 of keys and values; a head has hs numbers: 8.
+layer 8 heads of queries share 4 heads of keys and values. A head has hs = 8 numbers.
 """
 import math
 import os
@@ -20,15 +20,15 @@ import sys
 from decimal import Decimal, localcontext
 from pathlib import Path
 
-# Numbers. Each is a float32, of 24 bits, held in one of Python's floats, which have 53. Where
-# Python does a single + - * / or sqrt and r rounds, a float32 processor gets the same bits. A
-# long sum is different: if every partial sum is rounded, the order of the terms matters. So
-# fsum adds exactly and rounds once, to 53 bits, and then r rounds to 24. With that every
-# machine, in any order, gets the same bits.
+# Numbers. Each is a float32, with 24 significant bits, held in one of Python's floats, which
+# have 53. Where Python does a single + - * / or sqrt and r rounds, a float32 processor gets the
+# same bits. A long sum is different: if every partial sum is rounded, the order of the terms
+# matters. So fsum adds exactly and rounds once, to 53 bits, and then r rounds to 24. With that
+# every machine, in any order, gets the same bits.
 
 def r(x):
     """A number -> the float32 nearest to it."""
-    # "f" gives inf where "<f" would raise OverflowError
+    # "f" gives inf where "<f" would raise OverflowError.
     return struct.unpack("f", struct.pack("f", x))[0]
 
 def dot(a, b):
@@ -48,7 +48,7 @@ def nearest(number):
                key=lambda candidate: abs(Decimal(candidate) - number))
 
 def exp(x):
-    # above 88.8 the result is inf in float32, so 100 stands for all that is larger
+    # Above 88.8 the result is inf in float32, so 100 stands for all that is larger.
     return nearest(Decimal(min(x, 100.0)).exp())
 
 def power(a, b):
@@ -81,7 +81,8 @@ class Model:
         dim, hidden, self.n_layers, self.n_heads, self.n_kv_heads, vocab, self.seq_len = shape
         self.vocab = abs(vocab)
         self.hs = dim // self.n_heads
-        self.epsilon = 1e-5    # both differ in other Llamas
+        # These two differ in other Llamas
+        self.epsilon = 1e-5
         self.theta = 10000.0
         kv_dim = self.n_kv_heads * self.hs  # the length of a position's keys, all heads together
         numbers = iter(struct.unpack_from(f"<{len(data) // 4 - 7}f", data, 28))
@@ -101,9 +102,9 @@ class Model:
         self.w3 = layers(hidden, dim)                # to the values that are gated
         self.rms_final = matrix(1, dim)[0]           # scales, at the end
         matrix(2 * self.seq_len, self.hs // 2)       # tables of cosines and sines, unused
-        # to scores: the embedding once more, unless vocab is negative
+        # To scores: the embedding once more, unless vocab is negative.
         self.classifier = matrix(self.vocab, dim) if vocab < 0 else self.embedding
-        # the cache: for each layer (pos + 1, kv_dim)
+        # The cache: for each layer (pos + 1, kv_dim).
         self.keys = [None] * self.n_layers
         self.values = [None] * self.n_layers
 
@@ -150,13 +151,13 @@ def rope(x, pos, hs, theta=10000.0):
     return turned
 
 def attend(q, keys, values):
-    """One head: q (hs), keys and values (pos + 1, hs) -> weights (pos + 1), how much each
-    position counts, and the sum of the values with these weights (hs). The more a key points
-    where the query does, the larger is its weight.
+    """One head: q (hs), keys and values (pos + 1, hs) -> attention weights (pos + 1), which say
+    how much each position counts, and the sum of the values with these weights (hs). The more
+    a key points where the query does, the larger is its weight.
 
     Why sqrt(hs): a dot product of hs terms grows like sqrt(hs). Undivided, the largest would
     take nearly all the weight, and a head that is fixed on one position learns slowly.
-    Causality: nobody can look ahead, since the cache holds no later position.
+    Causality: no position can look ahead, since the cache holds no later one.
 
     In numbers: head 3 of layer 0 reads " upon", at position 2 of "Once upon a time".
                               BOS  "Once" " upon"    sum
@@ -172,7 +173,7 @@ def attend(q, keys, values):
 
 def swiglu(gate, up):
     """gate, up (hidden) -> (hidden): up * gate * sigmoid(gate). The sigmoid runs from 0,
-    closed, to 1, open. Why a gate: it decides, number by number, what of up passes. Without
+    closed, to 1, open. Why a gate: it decides how much of each number of up passes. Without
     it w3 and w2 would act as one matrix, which can only mix what is there."""
     return [r(r(g * r(1 / r(1 + exp(-g)))) * u) for g, u in zip(gate, up, strict=True)]
 
@@ -189,7 +190,7 @@ def forward(m, token, pos, see=lambda layer, op, values: values):
     x = see(None, "embedding", m.embedding[token])
     for l in range(m.n_layers):
         n = see(l, "attention_norm", rmsnorm(x, m.rms_att[l], m.epsilon))
-        # q (dim): what each head looks for. k (kv_dim): by what this position is found.
+        # q (dim): what each head looks for. k (kv_dim): what this position can be found by.
         # v (kv_dim): what it gives when it is found.
         q = see(l, "q", rope(matvec(m.wq[l], n), pos, m.hs, m.theta))
         k = see(l, "k", rope(matvec(m.wk[l], n), pos, m.hs, m.theta))
@@ -207,9 +208,9 @@ def forward(m, token, pos, see=lambda layer, op, values: values):
             shared = slice(g * m.hs, (g + 1) * m.hs)
             keys = [key[shared] for key in m.keys[l]]
             values = [value[shared] for value in m.values[l]]
-            of_head, out = attend(q[mine], keys, values)
-            weights = weights + of_head
-            attention = attention + out
+            head_weights, head_out = attend(q[mine], keys, values)
+            weights = weights + head_weights
+            attention = attention + head_out
         see(l, "weights", weights)  # only shown: attention has been computed
         attention = see(l, "attention", attention)
         out = see(l, "attention_out", matvec(m.wo[l], attention))
@@ -232,6 +233,7 @@ def forward(m, token, pos, see=lambda layer, op, values: values):
 class Tokenizer:
     def __init__(self, path, vocab):
         data = Path(path).read_bytes()
+        # The file begins with the length of the longest token, which is not needed
         self.pieces, self.scores, offset = [], [], 4
         for _ in range(vocab):
             score, length = struct.unpack_from("<fi", data, offset)
@@ -240,16 +242,17 @@ class Tokenizer:
             offset += 8 + length
 
     def encode(self, text):
-        """Text -> tokens. First BOS, a space, and a token for each character, or for each
-        of its bytes. Then, of all neighbours that make a token together, those whose token
-        has the best score merge; and so on until none are left."""
+        """Text -> tokens. First BOS; a space, so that the first word is the same token as
+        within a text; and a token for each character, or for each of its bytes. Then, of all
+        neighbours that make a token together, those whose token has the best score merge; and
+        so on until none are left."""
         tokens = [self.pieces.index(b" ")] if text and b" " in self.pieces else []
         for character in text:
             piece = character.encode()
             known = piece in self.pieces
             tokens += [self.pieces.index(piece)] if known else [byte + 3 for byte in piece]
         while True:
-            best, at = -1e10, None
+            best, at = -1e10, None  # lower than any score
             for i in range(len(tokens) - 1):
                 pair = self.pieces[tokens[i]] + self.pieces[tokens[i + 1]]
                 if pair in self.pieces and self.scores[self.pieces.index(pair)] > best:
@@ -290,16 +293,17 @@ def pick(tokens, probabilities, coin):
 
 def sample(logits, temperature, p, coin):
     """logits (vocab) -> a token. A temperature below 1 makes likely tokens likelier, one
-    above 1 less so; 0 takes the likeliest. p, called top-p: only the likeliest tokens that
-    together have more than p take part. Why: an unlikely token is rare, but there are
-    hundreds of them; without top-p one is drawn again and again, and spoils the text."""
+    above 1 less so; 0 takes the likeliest. p, called top-p: only the likeliest tokens take
+    part, as few as have more than p together; with p 0 or 1 all do. Why: an unlikely token is
+    rare, but there are hundreds of them; without top-p one is drawn again and again, and
+    spoils the text."""
     if r(temperature) == 0:
         return logits.index(max(logits))
     n, p = len(logits), r(p)
     probabilities = softmax([r(v / r(temperature)) for v in logits])
     if p <= 0 or p >= 1:
         return pick(range(n), probabilities, coin)
-    # all tokens below the cutoff have at most 1 - p together: none is in the top
+    # All tokens below the cutoff have at most 1 - p together: none is in the top.
     cutoff = r(r(1 - p) / max(1, n - 1))
     top = [token for token in range(n) if probabilities[token] >= cutoff]
     top = top or [logits.index(max(logits))]
@@ -334,6 +338,7 @@ def main(seed="1", prompt="", **options):
         sys.stdout.buffer.flush()
     print()
 
+# The command line, and its errors. Skip it.
 def run(arguments):
     """Do what the command line says -> the exit code. An error is one line."""
     if sys.stdout is None:  # it was closed before this program began

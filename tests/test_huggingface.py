@@ -199,7 +199,7 @@ def test_rows_of_the_tree_are_the_rows_as_float32(tmp_path, dtype, monkeypatch):
                   for row in rows_by_definition(tensors, name, layer, HEAD_SIZE)]
         assert list(folder.tree_rows()) == wanted
         monkeypatch.setattr("llama2_py.engine.huggingface.CHUNK", 30)  # two rows and a half
-        monkeypatch.setattr("llama2_py.engine.huggingface.RELEASE", 100)
+        monkeypatch.setattr("llama2_py.engine.huggingface.PIECE", 100)
         assert list(folder.tree_rows()) == wanted
 
 

@@ -241,7 +241,7 @@ QUESTIONS = {
     "Which part did a human write?": ("s-text", "Grey tokens were given"),
     "Where was it sure, and where not?": ("s-text", "The more orange a token, the less probable it was"),
     "What else could have come here?": ("s-next", "outside of top-p"),
-    "Why was the likeliest token not taken?": ("s-next", "it falls on a token as often as that is probable"),
+    "Why was the likeliest token not taken?": ("s-next", "it hits each token as often as the token's probability says"),
     "Would it tell this again?": ("s-next", "with the same seed the same story is told again"),
     "Where does it know stories from?": ("s-net", "learned from many texts"),
     "Does it learn while it writes?": ("s-net", "while it writes, not one of them changes"),
@@ -323,7 +323,7 @@ def test_a_head_is_compared_in_every_form_in_which_it_is_printed(story, tmp_path
     size, root = log.head().split(":")
     same = [log.head(), root, root.upper(), f"root: {log.head()}", f"root: {log.head()}, as published",
             f"root: {log.head()}, only recomputed from the file itself; compare it with the one that was published",
-            f"incomplete, the run was cut short; root so far: {log.head()}", f" {log.head()}\n",
+            f"without its last line, so the run may have been cut short; root so far: {log.head()}", f" {log.head()}\n",
             read_lines(story[1])[-1].decode(), checkpoint(log, "example.com/log"),
             checkpoint(log, "example.com/log") + "\n\u2014 example.com/log AAAA\n"]
     other = root[:-1] + "0123456789abcdef"[(int(root[-1], 16) + 1) % 16]
@@ -526,7 +526,7 @@ def test_the_header_is_told_in_words_that_are_true_of_the_run(alarms, traces):
     assert f", by nonce {NONCE};" in alarms["nonce"]["header"]
     assert "dialect c of the arithmetic" in alarms["like c"]["header"]
     assert "It commits to every operation. Nobody has verified it here." in alarms["level op"]["header"]
-    assert "It was cut short: it holds 8 steps. Nobody" in alarms["cut"]["header"]
+    assert "It lacks its last line, so it may have been cut short: it holds 8 steps. Nobody" in alarms["cut"]["header"]
     assert "cut short" in alarms["cut within a step"]["header"] and "cut short" not in alarms["level op"]["header"]
     assert MULTILINGUAL in alarms["bytes"]["header"]
 

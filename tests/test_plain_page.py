@@ -98,7 +98,8 @@ def test_another_model_has_other_numbers(text, tmp_path):
     path = make_checkpoint(tmp_path / "model.bin", dim=32, n_heads=4, n_kv_heads=2, vocab_size=512, seq_len=64)
     other = plain_page.page(SOURCE, plain_numbers.Run(path, TOKENIZER))
     ours, others = dict(boxes(text)), dict(boxes(other))
-    of_the_model = ["x: embedding", "q", "k", "attention", "logits", "the largest", "all weights", "dot(a, b)", "x"]
+    of_the_model = ["x: embedding", "q", "k", "attention", "logits", "the largest", "all weights", "dot(a, b)",
+                    "x: scores of a head"]
     assert [label for label in of_the_model if ours[label] == others[label]] == []
 
 

@@ -98,7 +98,8 @@ def of_r(run: Run) -> Rows:
 
 def of_dot(run: Run) -> Rows:
     q, key = run.query(), run.cached(0)[-1]
-    return [("a: a query", list_of(q, 8)), ("b: a key", list_of(key, 8)), ("dot(a, b)", number(plain.dot(q, key)))]
+    return [(f"a: a query, of {run.names[-1]}", list_of(q, 8)), ("b: its own key", list_of(key, 8)),
+            ("dot(a, b)", number(plain.dot(q, key)))]
 
 
 def of_exp(run: Run) -> Rows:
@@ -128,7 +129,7 @@ def of_matvec(run: Run) -> Rows:
 
 def of_rmsnorm(run: Run) -> Rows:
     stream, n = run.seen[0, "ffn_residual"], plain.rmsnorm(run.seen[0, "ffn_residual"], [1.0] * len(run.m.rms_final))
-    return [("x: the stream", Vector(stream)), ("its length", number(length(stream))),
+    return [("x: the stream after layer 0", Vector(stream)), ("its length", number(length(stream))),
             ("with all w = 1", Vector(n)), ("its length", number(length(n)))]
 
 
@@ -138,7 +139,7 @@ def scores(run: Run) -> list[float]:
 
 def of_softmax(run: Run) -> Rows:
     x = scores(run)
-    return [("x", list_of(x)), ("softmax(x)", list_of(plain.softmax(x)))]
+    return [("x: scores of a head", list_of(x)), ("softmax(x)", list_of(plain.softmax(x)))]
 
 
 def of_rope(run: Run) -> Rows:
@@ -157,7 +158,7 @@ def of_attend(run: Run) -> Rows:
     q, keys, values = run.query(), run.cached(0), run.cached(1)
     weights, out = plain.attend(q, keys, values)
     flat = [[x for row in rows for x in row] for rows in (keys, values)]
-    return [("q", Vector(q)), ("keys: " + ", ".join(run.names), Vector(flat[0], len(keys))),
+    return [("q", Vector(q)), ("keys, one after another: " + ", ".join(run.names), Vector(flat[0], len(keys))),
             ("weights", Table([run.names, [f"{100 * w:.1f} %" for w in weights]])),
             ("values", Vector(flat[1], len(values))), ("result", Vector(out))]
 
@@ -173,7 +174,7 @@ def of_swiglu(run: Run) -> Rows:
 
 def of_tokenizer(run: Run) -> Rows:
     tokens = [1, 2, 68, 259, *run.tokens[1:3]]
-    return [(str(token), run.tokenizer.pieces[token].decode().replace("\n", "⏎")) for token in tokens]
+    return [(str(token), run.tokenizer.pieces[token].decode().replace(" ", "␣").replace("\n", "⏎")) for token in tokens]
 
 
 def of_encode(run: Run) -> Rows:
