@@ -365,17 +365,30 @@ def test_a_character_without_a_token_is_dropped_before_its_neighbours_merge():
     assert tokenizer.encode("a?b") == [2]
 
 
-def test_a_long_word_takes_n_log_n_steps():
+def test_a_long_word_takes_pairs_in_proportion_to_its_length(monkeypatch):
     tokenizer = make(FILES["Llama 2"])
-    tokens = tokenizer.encode(" " + "a" * 100_000, bos=False)  # a quadratic loop would take an hour
-    assert decoded(tokenizer, [1, *tokens]) == b" " + b"a" * 100_000
+    looked_at = []
+
+    def counted(self, first, second):
+        looked_at.append((first, second))
+        return pair(self, first, second)
+
+    pair = bpe.Model._pair
+    monkeypatch.setattr(bpe.Model, "_pair", counted)
+    counts = []
+    for n in 5_000, 10_000:
+        tokens = tokenizer.encode(" " + "a" * n, bos=False)
+        assert decoded(tokenizer, [1, *tokens]) == b" " + b"a" * n
+        counts.append(len(looked_at))
+        looked_at.clear()
+    assert counts[0] < counts[1] < 2.1 * counts[0] < 10 * 10_000
 
 
 def test_a_piece_is_merged_once_and_tokens_that_are_handed_out_may_be_changed(monkeypatch):
     tokenizer = make(FILES["GPT-2"])
     first = tokenizer.encode("the the")
     copied = list(first)
-    monkeypatch.setattr(bpe.Model, "_merge", None)
+    monkeypatch.setattr(bpe, "merge", None)
     first.append(7)
     assert tokenizer.encode("the the") == copied
 

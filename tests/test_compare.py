@@ -138,7 +138,8 @@ KINDS = {  # of arrays: what differs from numpy.save of float32 rows
     "Fortran's order, >f8": {"fortran": True, "descr": ">f8", "form": ">{}d"}}
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "bare", "records"])
+@pytest.mark.parametrize("kind", ["<f4", "Fortran's order, >f8", "bare", "records", *[
+    pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind not in ("<f4", "Fortran's order, >f8")]])
 def test_every_kind_of_file_is_read(run, tmp_path, capfdbinary, kind):
     options, rows = run
     options = [option for option in options if option not in ("-n", "10")]  # the file says how many

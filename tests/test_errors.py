@@ -56,7 +56,7 @@ def numbers(seed, n, scale=1.0):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("n", [1, 2, 7, 64, 500])
-def test_dot_products(way, n):
+def test_dot_products_stay_within_their_bound(way, n):
     worst = Worst(way)
     for x in numbers("x", n), [1.0] * n:
         w = x if x[0] == 1.0 else numbers("w", n)
@@ -69,7 +69,7 @@ def test_dot_products(way, n):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e6])
-def test_norms(way, scale):
+def test_norms_stay_within_their_bound(way, scale):
     worst = Worst(way)
     for n in 1, 8, 300:
         x, w = numbers(n, n, scale), numbers(-n, n)
@@ -96,7 +96,7 @@ def silu_by_tanh(worst, a):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("silu", [silu_by_exp, silu_by_power_of_two, silu_by_tanh])
-def test_swiglu(way, silu):
+def test_swiglu_stays_within_its_bound(way, silu):
     worst = Worst(way)
     gates = [i / 4 for i in range(-320, 321)]
     ups = [1.7] * len(gates)
@@ -108,7 +108,7 @@ def test_swiglu(way, silu):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("theta", [100.0, 10000.0, 500000.0, 1e7])
 @pytest.mark.parametrize("by_exp", [True, False])
-def test_rope(way, theta, by_exp):
+def test_rope_stays_within_its_bound(way, theta, by_exp):
     worst = Worst(way)
     hs = 16
     x = numbers("rope", hs)
@@ -138,7 +138,7 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_scaled_frequencies(way):
+def test_scaled_frequencies_stay_within_their_bound(way):
     worst = Worst(way)
     low, high, factor, original = 1.0, 4.0, 8.0, 8192
     for exponent in [i / 512 for i in range(513)]:
@@ -156,7 +156,7 @@ def test_scaled_frequencies(way):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1000.0])
-def test_softmax(way, scale):
+def test_softmax_stays_within_its_bound(way, scale):
     worst = Worst(way)
     for n in 1, 2, 50:
         scores = numbers(n, n, scale)
@@ -169,7 +169,7 @@ def test_softmax(way, scale):
         within([worst(v / total) for v in e], p, errors.softmax_errors(p, scores, max(scores), none)[1])
 
 
-def test_residuals_and_flushed_numbers():
+def test_residuals_stay_within_their_bound_and_so_do_flushed_numbers():
     a, b = [1.5, TINY := SMALLEST / 3], [-2.5, SMALLEST / 2]
     y = [u + v for u, v in zip(a, b, strict=True)]
     bound = errors.residual_errors(a, b, y)[1]

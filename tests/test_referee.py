@@ -36,7 +36,7 @@ LINES = 14 * 2 + 3  # of a step
 KINDS = ["embedding", *OPERATIONS, "final_norm", "logits", "next", "text"]
 
 
-@pytest.fixture(scope="module", params=["exact", "c"])
+@pytest.fixture(scope="module", params=["exact", pytest.param("c", marks=pytest.mark.slow)])
 def run(request, files, tmp_path_factory):
     """A model, an honest op-level log of it as lines, and a folder."""
     folder = tmp_path_factory.mktemp("referee")

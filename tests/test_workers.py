@@ -23,8 +23,8 @@ from tests.helpers import (HERE, Scripted, bits, command, edited, examples, fail
                            make_checkpoint, numbers, run_forward, tell)
 
 
-@pytest.mark.parametrize("arithmetic", ["exact", "c"])
-@pytest.mark.parametrize("workers", [2, 3, 7])
+@pytest.mark.parametrize("workers, arithmetic", [(2, "exact"), (3, "c"), *[
+    pytest.param(*case, marks=pytest.mark.slow) for case in ((2, "c"), (3, "exact"), (7, "exact"), (7, "c"))]])
 @pytest.mark.parametrize("shape", ["grouped", "multi-query"])
 def test_any_number_of_workers_gives_the_same_operations(files, shape, workers, arithmetic):
     tokens = [1, 7, 279, 30]
@@ -88,7 +88,7 @@ def test_a_draft_changes_no_operation_and_no_logits(files, tokenizer):
         assert run(tokens) == run(tokens[:7]) == alone
 
 
-def test_the_classifier_is_skipped_where_the_prompt_says_what_follows(tokenizer):
+def test_workers_skip_the_classifier_where_the_prompt_says_what_follows(tokenizer):
     prompt = [1] + [261] * 20
     for skip in 20, 0:
         model = Scripted([260] * 64)

@@ -23,14 +23,13 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
-from itertools import pairwise
 from typing import Any, Protocol
 
 from llama2_py import console
 from llama2_py.engine import unicode_tables
 from llama2_py.engine.bpe_file import MAX_VALUES, Part, is_unicode, shown
 from llama2_py.engine.bpe_steps import characters, read_decoder, read_normalizers, read_splitters
+from llama2_py.engine.merging import merge
 from llama2_py.engine.strict_json import read_object
 
 MAX_FILE = 2**26       # bytes of a tokenizer.json; Llama 3's has 17 million
@@ -38,7 +37,6 @@ MAX_TOKENS = 2**24     # no model has as many
 MAX_CACHE = 10_000     # pieces whose tokens are kept, as many as `tokenizers` keeps
 MAX_CACHED_PIECE = 64  # characters of such a piece: a whole text is not kept
 START = -1             # decode's previous token, where there is none
-MERGED = -1            # stands where a token was that has merged with the one before it
 NO_TOKEN = -1          # stands for the token of what has none
 
 
@@ -205,7 +203,7 @@ class Model:
             return [self.vocab[piece]]
         tokens = self.cache.get(piece)
         if tokens is None:
-            tokens = self._merge(self._characters(piece))
+            tokens = merge(self._characters(piece), self._pair)
             if len(self.cache) < MAX_CACHE and len(piece) <= MAX_CACHED_PIECE:
                 self.cache[piece] = tokens
         return tokens
@@ -238,41 +236,10 @@ class Model:
             tokens.append(self.unknown)
         return tokens
 
-    def _merge(self, tokens: list[int]) -> list[int]:
-        """Merge pairs of neighbours, the lowest rank first, the leftmost of one rank first, until none has a rank.
-
-        A heap holds rank * n + place of the pairs, and a linked list the remaining tokens, so n tokens take n log n
-        steps.
-        """
-        n = len(tokens)
-        ranks = self.ranks
-        right = list(range(1, n + 1))  # the place of the next remaining token
-        left = list(range(-1, n - 1))
-        heap = []
-        for i, pair in enumerate(pairwise(tokens)):
-            if pair in ranks:
-                heap.append(ranks[pair] * n + i)
-        heapify(heap)
-        while heap:
-            rank, i = divmod(heappop(heap), n)
-            j = right[i]
-            if j == n or ranks.get((tokens[i], tokens[j])) != rank:
-                continue  # one of the two has merged since
-            tokens[i] = self.products[rank]
-            tokens[j] = MERGED
-            after = right[j]
-            right[i] = after
-            if after < n:
-                left[after] = i
-                pair = tokens[i], tokens[after]
-                if pair in ranks:
-                    heappush(heap, ranks[pair] * n + i)
-            before = left[i]
-            if before >= 0:
-                pair = tokens[before], tokens[i]
-                if pair in ranks:
-                    heappush(heap, ranks[pair] * n + before)
-        return [token for token in tokens if token != MERGED]
+    def _pair(self, first: int, second: int) -> tuple[float, int] | None:
+        """Of two neighbours, the rank of their merge and the token that they become; None: they do not merge."""
+        rank = self.ranks.get((first, second))
+        return None if rank is None else (rank, self.products[rank])
 
 
 def check_model(part: Part) -> None:

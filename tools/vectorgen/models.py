@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from math import hypot, sqrt
 from random import Random
 from struct import pack
-from typing import NamedTuple
 
 import llama2
 from llama2_py.doctor.operations import Operations
@@ -63,13 +62,6 @@ def rope_tables(c: Config) -> bytes:
     """The cosines, then the sines, of every position, as older programs read them."""
     turns = [llama2.rope_angles(EXACT, pos, c) for pos in range(c.seq_len)]
     return b"".join([pack(f"<{c.head_size // 2}f", *turn[which]) for which in (0, 1) for turn in turns])
-
-
-class Operation(NamedTuple):
-    """What an operation of a run must give."""
-    place: Place
-    expected: Sequence[float]
-    bound: Sequence[float]
 
 
 class Run:
@@ -144,10 +136,6 @@ class Run:
         """The operations that are shown, and all logits."""
         shown = [(op, l, pos) for pos in self.shown for op, l in sequence(self.config.n_layers) if op != "logits"]
         return shown + [("logits", None, pos) for pos in range(len(self.tokens))]
-
-    def operation(self, place: Place) -> Operation:
-        """What an operation must give."""
-        return Operation(place, self.exact[place], self.bounds[place])
 
 
 def standard(seed: int) -> Iterator[float]:
