@@ -530,6 +530,16 @@ def test_a_turn_and_its_undoing_stay_within_the_limit(seed, heads, half, angle):
     assert part_of_limit(probe_of(rows), x, turned_back(q, cos, sin), ROUNDINGS_ROTATED) <= 1
 
 
+@given(st.lists(st.floats(-10, 10), min_size=8, max_size=8), st.lists(st.floats(0, 100), min_size=2, max_size=2))
+def test_turning_back_undoes_a_turn_by_rounded_angles_to_float64(x, angles):
+    cos, sin = [Exact.cos(r(a)) for a in angles], [Exact.sin(r(a)) for a in angles]
+    turned = []
+    for i in range(0, 8, 2):
+        a, b, c, s = x[i], x[i + 1], cos[i // 2 % 2], sin[i // 2 % 2]
+        turned += [a * c - b * s, a * s + b * c]
+    assert turned_back(turned, cos, sin) == pytest.approx(x, abs=1e-13)
+
+
 @given(st.integers(0, 2**31), st.integers(1, 300), st.floats(2.1, 1000))
 @examples(40)
 def test_one_element_beyond_twice_the_limit_is_always_seen(seed, n, times):

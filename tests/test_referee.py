@@ -29,7 +29,7 @@ from llama2_py.referee import judge as judging
 from llama2_py.referee import messages
 from llama2_py.referee.commands import Hearing, Replay
 from llama2_py.referee.judge import Conclusion, Needed, Ruling
-from tests.helpers import HERE, bits, command, edit, failure, forge, read_lines
+from tests.helpers import HERE, SHAPES, bits, command, edit, failure, forge, make_checkpoint, read_lines
 from tests.test_events import CONFIG, HEADER
 
 LINES = 14 * 2 + 3  # of a step
@@ -565,6 +565,17 @@ def test_two_liars_who_lie_in_different_elements_do_not_make_each_other_honest(r
     assert ruling(rows_of(dispute)).conclusion == Conclusion.NEITHER_RIGHT
     assert isinstance(ruling(rows_of(dispute, [7])), Needed)
     assert judged(capfdbinary, "settle", *paths, model) == "neither is right"
+
+
+def test_a_model_that_is_not_the_headers_is_told_before_its_run_is_made(run, capfdbinary, monkeypatch):
+    _, _, lines, folder = run
+    index = at("q", 1)
+    logs = [forge(folder / f"other {claim}", [*lines[:index], edit(lines[index], sha256=claim * 64)], False)
+            for claim in "12"]
+    other = make_checkpoint(folder / "other.bin", **SHAPES["grouped"], seed=9)
+    monkeypatch.setattr("llama2_py.referee.commands.Replay", None)
+    code, _, message = command(capfdbinary, "settle", *logs, other, program=tracing)
+    assert code == 1 and f"other.bin: weights: expected {json.loads(lines[0])['weights']}" in message
 
 
 def test_nobody_is_right_about_what_is_no_number(run, capfdbinary):

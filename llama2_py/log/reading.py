@@ -54,10 +54,11 @@ class Lines(Sequence):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         at = range(len(self))[index]
+        self.file.seek(self.ends[at])
+        line = self.file.read(self.ends[at + 1] - self.ends[at] - 1)
         if self._identity() != self.identity:
             raise ValueError(f"{self.path}: the file was changed while it was being read")
-        self.file.seek(self.ends[at])
-        return self.file.read(self.ends[at + 1] - self.ends[at] - 1)
+        return line
 
 
 class Trace:

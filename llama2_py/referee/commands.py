@@ -249,14 +249,17 @@ def run_settle(args: argparse.Namespace, out: TextIO) -> int:
     hearing = Hearing(dispute, out)
     take_tokenizer(hearing, args.tokenizer)
     with contextlib.ExitStack() as stack:
+        checkpoint = stack.enter_context(contextlib.closing(open_checkpoint(args.checkpoint)))
+        tree = weights_tree(checkpoint)
+        if tree.root().hex() != dispute.header["weights"]:  # before the run is made again
+            raise VerificationError(args.checkpoint, "weights", dispute.header["weights"], tree.root().hex())
         hearing.open(args.messages, stack)
         hearing.take_values()
         reveal_to(hearing, Replay(dispute, args.checkpoint, args.tokenizer))
         hearing.take_rows()
-    if not hearing.evidence.is_whole():
-        missing = hearing.evidence.lacks(range(dispute.task.rows))
-        with contextlib.closing(open_checkpoint(args.checkpoint)) as checkpoint:
-            rows = Pieces(write_rows(weights_tree(checkpoint), checkpoint, missing))
+        if not hearing.evidence.is_whole():
+            missing = hearing.evidence.lacks(range(dispute.task.rows))
+            rows = Pieces(write_rows(tree, checkpoint, missing))
             hearing.take_rows_from(Scanner("the model's rows", rows), "whoever has the model")
     return conclude(hearing, bool(args.roots), out)
 
