@@ -16,7 +16,7 @@ import plain
 from llama2_py.engine.checkpoint import Checkpoint
 from llama2_py.engine.graph import OPERATIONS, OUTSIDE
 from llama2_py.log import formats
-from tests.helpers import HERE, MODEL, STORY, TOKENIZER
+from tests.helpers import HERE, MODEL, STORY, TOKENIZER, read_bytes
 from tests.test_huggingface import as_folder, random_tensors, write_folder
 
 pytestmark = pytest.mark.slow
@@ -79,11 +79,12 @@ def test_the_observer_of_the_readme_sees_what_it_should(shell, tmp_path):
 
 def test_the_example_of_many_traces_works(shell, tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", page("docs/verifying.md"), re.S)
-    shell("python3 llama2.py -s 42 -n 5 --trace tale.trace; sed s/406/407/ tale.trace > forged.trace")
+    shell('python3 llama2.py -i "Once upon a time" -s 42 -n 100 --trace tale.trace; '
+          "sed 's/\" her\"/\" his\"/' tale.trace > forged.trace")
     (tmp_path / "many.py").write_text(example)
     honest, forged = shell("python3 many.py").splitlines()
-    assert honest == f"5 steps, {formats.read(tmp_path / 'tale.trace').head()}"
-    assert forged.startswith("forged.trace, line 7: root: expected ")
+    assert honest == f"100 steps, {formats.read(tmp_path / 'tale.trace').head()}"
+    assert forged.startswith("forged.trace, line 102: root: expected ")
 
 
 # ----------------------------------------------------------------------------
@@ -238,7 +239,25 @@ def test_what_the_exercises_say_of_the_loss_is_so():
     tokens = encoded("Lily went")
     assert plain.Tokenizer(TOKENIZER, 512).pieces[tokens[-1]] == b" went"
     assert f"{surprises(tokens)[-1]:.2f} nats for ` went` alone" in ANSWERS[7]
+    likely = math.exp(-surprises(encoded("Lily was"))[-1])
+    assert f"{100 * likely:.1f} % sure of ` was`" in ANSWERS[7]
     assert f"{math.log(2):.2f} if it gave one half, {math.log(512):.2f} if" in EXERCISES[7]
+
+
+def loss_without(layer, path):
+    """The loss of the first 79 targets of the story, by a model whose layer adds nothing."""
+    data = bytearray(read_bytes(MODEL))
+    with contextlib.closing(Checkpoint(MODEL)) as checkpoint:
+        for name in "wo", "w2":
+            begin, rows, columns = checkpoint.tensors[name]
+            size = 4 * rows * columns
+            data[begin + size * layer:begin + size * (layer + 1)] = bytes(size)
+    path.write_bytes(data)
+    tokens, total = encoded(STORY)[:80], 0.0
+    with llama2.Transformer(str(path)) as model:
+        for pos, target in enumerate(tokens[1:]):
+            total -= math.log(plain.softmax(model.forward(tokens[pos], pos))[target])
+    return total / 79
 
 
 def test_what_the_answers_say_of_other_changes_is_so(tmp_path, shell):
@@ -250,6 +269,8 @@ def test_what_the_answers_say_of_other_changes_is_so(tmp_path, shell):
     assert f"`{told(layers, 'for l in 0, 1, 2, 4:', 16)}`" in ANSWERS[2]
     assert "`There notenenenen..`" in ANSWERS[2] and told(layers, "for l in 0, 1, 2, 3:", 16).startswith(
         "There notenenenen")
+    losses = [f"{loss_without(layer, tmp_path / 'model.bin'):.2f}" for layer in range(5)]
+    assert f"gives\n{', '.join(losses[:4])} or {losses[4]} nats" in ANSWERS[2]
     one_pair = told("    for i in range(0, hs, 2):\n        angle", "    for i in [2]:\n        angle", 32)
     assert one_pair.endswith("His name was Jack. One day, Jack went to the p")
 
