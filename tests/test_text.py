@@ -291,6 +291,11 @@ def test_a_tie_is_one_up_to_the_limit(noise_of_one):
         assert walk.end.name == end and walk.parted == [text.Parted(0, D, D + 1, gap)]
 
 
+def test_a_step_is_told_as_a_tie_up_to_the_limit(tokenizer):
+    for ratio, kind in (text.LIMIT, "a tie that rounding can turn"), (text.LIMIT + 1, "rounding cannot have chosen it"):
+        assert text_report.parting(text.Parted(3, D, D + 1, ratio), tokenizer).endswith(f"(limit 32): {kind}")
+
+
 def test_a_text_is_cut_into_the_tokens_that_keep_the_rest_possible(noise_of_one, tokenizer):
     ab, a, b, c = (tokenizer.tokens[piece] for piece in (b"ab", b"a", b"b", b"c"))
     rows = {(1,): {ab: 200001.0, a: 200000.0}, (1, a): {b: 200000.0}, (1, a, b): {c: 200000.0},
