@@ -291,6 +291,14 @@ def test_a_prompt_that_stands_for_no_bytes_is_refused(traces, tmp_path, capfdbin
     assert "line 1: prompt cannot be" in failure(capfdbinary, "show", forge(tmp_path / "bad", lines), program=tracing)
 
 
+def test_a_proof_whose_line_is_nested_too_deeply_is_refused(traces):
+    log = formats.read(traces["step"])
+    proof = proofs.prove(log, 2)
+    begin, end = proof.index(b'"line":') + len(b'"line":'), proof.index(b'","path":[')
+    with pytest.raises(ValueError, match="event 0: the line is not written as JSON"):
+        proofs.verify_proof(proof[:begin] + b"[" * 100_000 + proof[end:], log.head())
+
+
 def test_what_follows_the_root_is_noticed(traces, model, tmp_path, capfdbinary):
     lines = read_lines(traces["step"])
     noticed(capfdbinary, model, forge(tmp_path / "bad", lines + lines[-1:], False))

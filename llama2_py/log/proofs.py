@@ -118,7 +118,7 @@ def unquoted(where: str, written: bytes) -> bytes:
     """A line as JSON has it in quotes -> itself. Raises ValueError if it is not written as it must be."""
     try:
         text = json.loads(written)
-    except ValueError:
+    except (ValueError, RecursionError):
         text = None
     if type(text) is not str or encode(text) != written or not text.isascii():
         raise ValueError(f"{where}: the line is not written as JSON in ASCII is")
