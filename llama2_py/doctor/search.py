@@ -19,7 +19,7 @@ from operator import mul, sub
 from random import Random
 from typing import Any, NamedTuple
 
-from llama2_py.doctor.budget import Budget
+from llama2_py.doctor.budget import Budget, Spent
 from llama2_py.doctor.constants import CONSTANTS, FREQUENT, Constant, named, nearby
 from llama2_py.doctor.limits import ONE_STEP
 from llama2_py.doctor.mistakes.known import known
@@ -85,7 +85,7 @@ def by_logits(shard, tokens: Sequence[int], steps: Sequence[Seen], precision: Pr
     steps = steps[:steps_needed(shard.config, steps)]
     formats = [] if precision.form else rounded_logits(steps)
     near = limits_of(precision).near
-    simple = constant_logits(steps) or right_for_other_tokens(shard, tokens, steps)
+    simple = constant_logits(steps) or right_for_other_tokens(shard, tokens, steps, budget)
     simple += formats + out_of_step(steps, near) + scaled_logits(steps, limits_of(precision).rounding)
     simple += single_logits(shard, tokens, steps)
     if simple:
@@ -101,16 +101,18 @@ def by_logits(shard, tokens: Sequence[int], steps: Sequence[Seen], precision: Pr
     return ["; or ".join(alike)] if alike else pairs(search, mistakes)
 
 
-def right_for_other_tokens(shard, tokens: Sequence[int], steps: Sequence[Seen]) -> list[str]:
+def right_for_other_tokens(shard, tokens: Sequence[int], steps: Sequence[Seen], budget: Budget) -> list[str]:
     """Whether the other program's logits are right for those tokens that are its own likeliest ones."""
-    own = [tokens[0], *[step.theirs.index(max(step.theirs)) for step in steps[:OWN_TOKENS]]]
-    if own[:len(steps)] == list(tokens[:len(own)])[:len(steps)]:
+    steps = steps[:OWN_TOKENS]
+    own = [tokens[0], *[step.theirs.index(max(step.theirs)) for step in steps[:-1]]]
+    if own == list(tokens[:len(own)]) or steps[0].off(steps[0].right) >= ONE_STEP:  # the first token is the same
         return []
-    model = Model(Operations, shard, own)
-    for pos, step in enumerate(steps[:OWN_TOKENS]):
-        if not step.off(model.logits(pos)) < ONE_STEP:
-            return []
-    return [f"other tokens were given: the logits are right for {','.join(map(str, own[:len(steps)]))}"]
+    model = Model(Operations, shard, own, check=budget.check)
+    try:
+        wrong = any(not step.off(model.logits(pos)) < ONE_STEP for pos, step in enumerate(steps))
+    except Spent:
+        return []
+    return [] if wrong else [f"other tokens were given: the logits are right for {','.join(map(str, own))}"]
 
 
 def steps_needed(c: Config, steps: Sequence[Seen]) -> int:
