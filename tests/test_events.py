@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from llama2_py.log import events
 from llama2_py.console import VerificationError
+from llama2_py.log.reading import Follow
 from tests.helpers import examples
 
 CONFIG = {"dim": 4, "hidden_dim": 4, "n_layers": 2, "n_heads": 1, "n_kv_heads": 1, "vocab_size": 50, "seq_len": 8,
@@ -124,3 +125,15 @@ def test_a_header_that_no_run_writes_is_refused(fields):
         events.read_header("x", events.encode({**HEADER, **fields}))
     other = {**CONFIG, "norm_epsilon": 1e-06, "rope_scaling": LLAMA3, "eos": list(range(3, 9))}
     assert events.read_header("x", events.encode({**HEADER, "config": other}))["config"] == other
+
+
+def test_no_operation_stands_behind_the_end_of_a_run():
+    follow = Follow({**HEADER, "level": "op"})
+    index = follow.layout.step(0) + 1
+    event = {**follow.layout.place(index), "sha256": "0" * 64}
+    line = events.encode(event)
+    assert follow.is_operation(index, line)
+    follow.token = 1  # BOS was chosen
+    assert not follow.is_operation(index, line)
+    with pytest.raises(VerificationError, match="the end of the run"):
+        follow.check("line 9", index, line, event)
