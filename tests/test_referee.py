@@ -156,7 +156,8 @@ def test_one_element_settles_a_product_if_both_reveal(run, capfdbinary, kind, wr
     layer = 0 if kind == "logits" else 1
     first = wrong // 2 * 2 if kind in ("q", "k") else wrong
     both = f"{first} {first + 1}" if kind in ("q", "k") else f"{first}"
-    assert judged(capfdbinary, "judge", a, b, *reveals, code=1).endswith(f"trace.py rows CHECKPOINT {tensor} {layer} {both}")
+    needed = judged(capfdbinary, "judge", a, b, *reveals, code=1)
+    assert needed.endswith(f"trace.py rows CHECKPOINT {tensor} {layer} {both}")
     rows = [first, first + 1] if kind in ("q", "k") else [first]
     code, message, _ = command(capfdbinary, "rows", model, tensor, layer, *rows, program=tracing)
     (folder / "rows").write_bytes(message)
