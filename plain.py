@@ -252,7 +252,7 @@ class Tokenizer:
             known = piece in self.pieces
             tokens += [self.pieces.index(piece)] if known else [byte + 3 for byte in piece]
         while True:
-            best, at = -1e10, None  # lower than any score
+            best, at = -1e10, None  # the scores of tokens are higher
             for i in range(len(tokens) - 1):
                 pair = self.pieces[tokens[i]] + self.pieces[tokens[i + 1]]
                 if pair in self.pieces and self.scores[self.pieces.index(pair)] > best:

@@ -73,7 +73,8 @@ def test_a_text_that_parts_is_judged_up_to_there(run, tmp_path, capfdbinary):
     rows[6][9] = rounded(max(rows[6]) + 2.0**-22)  # a near tie, decided otherwise
     rows[7] = [0.0] * 280
     code, out, _ = command(capfdbinary, *options, "--compare", npy(tmp_path / "a.npy", rows))
-    last = out.decode().splitlines()[-7]
+    last, advice = out.decode().splitlines()[-8:-6]
+    assert advice.startswith("first: give both programs the same 20 tokens (--tokens)")
     assert last.startswith("    6") and f"  {best} " in last and " here, by " in last and "; 9 " in last
     assert b"the programs chose different tokens after step 6: only the steps up to there were judged\n" in out
     assert code == 1 and b"\n    7" not in out  # one logit alone is wrong by more than rounding

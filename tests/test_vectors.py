@@ -283,10 +283,9 @@ def test_a_port_to_numpy_passes_in_every_order_with_and_without_denormals(flush)
 
 
 def test_a_mistake_keeps_its_number_and_a_new_one_gets_the_next():
-    have = {("a", 0): "M001", ("b", 0): "M002", ("a", 1): "M004"}
-    keys = [("new", 0), ("a", 1), ("a", 0), ("other", 0)]
-    assert catalogue.numbered(keys, have) == {
-        ("new", 0): "M005", ("a", 1): "M004", ("a", 0): "M001", ("other", 0): "M006"}
+    have = {"a": "M001", "b": "M002", "c": "M004"}
+    assert catalogue.numbered(["new", "c", "a", "other"], have) == {
+        "new": "M005", "c": "M004", "a": "M001", "other": "M006"}
     assert catalogue.registered() == catalogue.numbers()
 
 

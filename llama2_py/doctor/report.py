@@ -12,13 +12,14 @@ from typing import Any, BinaryIO
 from llama2_py.console import VERSION, printable
 from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.compare import FIVE, Comparison, element, first_bit, progress
-from llama2_py.doctor.limits import ONE_LOGIT, ONE_STEP
+from llama2_py.doctor.limits import FEW, ONE_LOGIT, ONE_STEP
 from llama2_py.doctor.numbers import Numbers
 from llama2_py.doctor.precision import PRECISIONS, Precision
 from llama2_py.doctor.simple import bits_of
 from llama2_py.engine.graph import ROTATED, place
 
-BUDGET = 20.0  # seconds for the search
+BUDGET = 20.0      # seconds for the search
+SHOWN_TOKENS = 12  # of those that were given
 
 
 @dataclass
@@ -246,29 +247,14 @@ def advice(c: Comparison, names: Sequence[str]) -> Iterator[str]:
             yield ("next: read that operation's code; its inputs are the file's own" + (
                 ", and so is the cache: is it read and written by layer and position?"
                 if c.first_wrong.op in ("weights", "attention") else ""))
-    elif names and not is_one_of_several(names):
-        yield "next: fix it, and compare again"
     else:
-        yield from more_tokens(c)
-        yield f"next: {'fix what it is' if names else what_to_dump(c)}"
-
-
-def is_one_of_several(names: Sequence[str]) -> bool:
-    """Do several mistakes explain the numbers alike?"""
-    return any("; or " in name for name in names)
-
-
-def more_tokens(c: Comparison) -> Iterator[str]:
-    """What to do about the tokens, if they may be what is wrong, or too few of them were judged."""
-    given = ",".join(map(str, c.tokens[:len(c.steps)]))
-    if c.parted is not None:
-        yield ("next: give both programs the same 20 tokens (--tokens), whatever they choose: then more steps can be "
-               "judged")
-    elif not c.judged and given:
-        yield f"first: was the other program given the same tokens, {given[:MOST_GIVEN]}?"
-
-
-MOST_GIVEN = 60  # characters of a list of tokens that are printed
+        if c.parted is not None and len(c.steps) <= FEW:
+            yield ("first: give both programs the same 20 tokens (--tokens), whatever they choose: so few steps may "
+                   "fit several mistakes")
+        elif not names and not c.judged:
+            given = ",".join(map(str, c.tokens[:min(SHOWN_TOKENS, len(c.steps))]))
+            yield f"first: was the other program given the same tokens, {given}{' ..' * (len(c.steps) > SHOWN_TOKENS)}?"
+        yield "next: fix it, and compare again" if names else f"next: {what_to_dump(c)}"
 
 
 def what_to_dump(c: Comparison) -> str:

@@ -10,7 +10,6 @@ import functools
 import itertools
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from llama2_py.doctor.constants import CONSTANTS
@@ -20,7 +19,6 @@ from llama2_py.engine.checkpoint import Config
 from tools.vectorgen.inputs import by_file
 from tools.vectorgen.models import MODELS
 
-Key = tuple[str, int]  # a name, and how many have it before: the doctor tells one name for two mistakes
 REGISTER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "vectors", "mistakes.json")
 USUAL = Config(16, 16, 1, 1, 1, 16, 32)  # a model with llama2.c's constants, of which others are mistakes
 FIRST_WRONG = 2  # the position from which attention's window is guessed: windows of 1, 2 and 3
@@ -37,9 +35,9 @@ def configs() -> Iterator[Config]:
         yield from [test.config() for test in tests]
 
 
-def keyed(kinds: list[Kind]) -> dict[Key, Kind]:
-    """Mistakes by their names."""
-    return dict(zip(with_counts(kind.name for kind in kinds), kinds, strict=True))
+def named(kinds: list[Kind]) -> dict[str, Kind]:
+    """Mistakes by their names, of which no two have one."""
+    return {kind.name: kind for kind in kinds}
 
 
 @functools.cache
@@ -49,48 +47,34 @@ def constants() -> list[Kind]:
     return [constant.mistake(value, USUAL) for constant in CONSTANTS for value in constant.grid if value not in right]
 
 
-def with_counts(names: Iterable[str]) -> Iterator[Key]:
-    """Names, with how many have each before."""
-    seen: Counter = Counter()
-    for name in names:
-        yield name, seen[name]
-        seen[name] += 1
-
-
-def registered() -> dict[Key, str]:
-    """The numbers that mistakes have in vectors/mistakes.json."""
+def registered() -> dict[str, str]:
+    """The numbers that mistakes have in vectors/mistakes.json, by name."""
     with open(REGISTER, encoding="utf-8") as file:
-        entries = json.load(file)
-    return dict(zip(with_counts(entry["name"] for entry in entries.values()), entries, strict=True))
+        return {entry["name"]: number for number, entry in json.load(file).items()}
 
 
-def numbered(keys: Iterable[Key], known_numbers: dict[Key, str]) -> dict[Key, str]:
+def numbered(names: Iterable[str], known_numbers: dict[str, str]) -> dict[str, str]:
     """Mistakes with their numbers: those that they have, or else the next ones."""
     following = itertools.count(1 + max([int(number[1:]) for number in known_numbers.values()], default=0))
-    return {key: known_numbers.get(key) or f"M{next(following):03}" for key in keys}
+    return {name: known_numbers.get(name) or f"M{next(following):03}" for name in names}
 
 
 @functools.cache
-def numbers() -> dict[Key, str]:
-    """The numbers of all mistakes that can be made with any of these models."""
-    keys: dict[Key, None] = {}
+def numbers() -> dict[str, str]:
+    """The numbers of all mistakes that can be made with any of these models, by name."""
+    names: dict[str, None] = {}
     for config in configs():
-        keys.update(dict.fromkeys(keyed(known(config, FIRST_WRONG))))
-    keys.update(dict.fromkeys(keyed(constants())))
-    return numbered(keys, registered())
+        names.update(dict.fromkeys(named(known(config, FIRST_WRONG))))
+    names.update(dict.fromkeys(named(constants())))
+    return numbered(names, registered())
 
 
 def catalogue() -> dict[str, str]:
     """The names of all mistakes by number, in the order of the numbers."""
-    return dict(sorted((number, name) for (name, _), number in numbers().items()))
+    return dict(sorted((number, name) for name, number in numbers().items()))
 
 
 def kinds_for(config: Config) -> dict[str, Kind]:
     """The mistakes that can be made with a model, in the order of their numbers."""
-    found = {**keyed(known(config, FIRST_WRONG)), **keyed(constants())}
-    return {number: found[key] for key, number in sorted(numbers().items(), key=by_number) if key in found}
-
-
-def by_number(item: tuple[Key, str]) -> str:
-    """What numbered mistakes are sorted by."""
-    return item[1]
+    found = {**named(known(config, FIRST_WRONG)), **named(constants())}
+    return {number: found[name] for number, name in catalogue().items() if name in found}
