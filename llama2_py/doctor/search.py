@@ -44,7 +44,9 @@ class Limits(NamedTuple):
 
 
 # In float32 these were chosen with some 400 wrong programs at hand, of which none was named falsely. What is called
-# wrong there is at 10 and more. In a format of 16 bits the noise is thousands of times larger, and hides that.
+# wrong there is at 10 and more. In a format of 16 bits the noise is thousands of times larger, and hides that: of 83
+# wrong programs 71 were named, none falsely; two of those, and two of the embedded model, came within 2 to 4 times the
+# noise, and 30 to 70 times nearer than the right model.
 OF_FLOAT32 = Limits(near=10, nearer=30, rounding=2, nearer_by_rounding=15, hopeless=120, constant=3)
 OF_FEW_BITS = Limits(near=4, nearer=30, rounding=2, nearer_by_rounding=3, hopeless=24, constant=2)
 
