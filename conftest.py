@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 import contextlib
+import gc
 import io
 import os
 
@@ -16,6 +17,13 @@ os.environ.pop("PYTHONUNBUFFERED", None)  # it would hide what is left in a buff
 settings.register_profile("here", max_examples=100 // SHARE, deadline=None,
                           suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("here")
+
+
+def pytest_collection_finish():
+    """Thousands of tests and their modules live to the end: the collector need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture(scope="session")

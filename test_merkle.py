@@ -131,8 +131,13 @@ def test_roots_of_every_size_are_the_definitions():
             growing.append(LEAVES[n])
 
 
-def test_every_inclusion_proof_is_the_definitions_and_verifies():
-    for n in range(1, 131):
+every_tree = pytest.mark.parametrize("sizes", [
+    range(1, 67), pytest.param(range(67, 131), marks=pytest.mark.slow)], ids=["to 66", "to 130"])
+
+
+@every_tree
+def test_every_inclusion_proof_is_the_definitions_and_verifies(sizes):
+    for n in sizes:
         for index in range(n):
             proof = TREE.inclusion_proof(index, n)
             verify_inclusion(LEAVES[index], index, n, proof, ROOTS[n])
@@ -140,8 +145,9 @@ def test_every_inclusion_proof_is_the_definitions_and_verifies():
                 assert proof == path(index, LEAVES[:n])
 
 
-def test_every_consistency_proof_is_the_definitions_and_verifies():
-    for n in range(1, 131):
+@every_tree
+def test_every_consistency_proof_is_the_definitions_and_verifies(sizes):
+    for n in sizes:
         for m in range(1, n + 1):
             proof = TREE.consistency_proof(m, n)
             verify_consistency(m, n, proof, ROOTS[m], ROOTS[n])
@@ -149,8 +155,9 @@ def test_every_consistency_proof_is_the_definitions_and_verifies():
                 assert proof == subproof(m, LEAVES[:n])
 
 
-def test_every_flipped_hash_of_every_proof_is_noticed():
-    for n in range(1, 131):
+@every_tree
+def test_every_flipped_hash_of_every_proof_is_noticed(sizes):
+    for n in sizes:
         for index in range(n):
             proof = TREE.inclusion_proof(index, n)
             for i in range(len(proof)):
@@ -158,8 +165,9 @@ def test_every_flipped_hash_of_every_proof_is_noticed():
                 refused(verify_inclusion, LEAVES[index], index, n, bad, ROOTS[n])
 
 
-def test_every_flipped_hash_of_every_consistency_proof_is_noticed():
-    for n in range(1, 131, 3):
+@every_tree
+def test_every_flipped_hash_of_every_consistency_proof_is_noticed(sizes):
+    for n in sizes[::3]:
         for m in range(1, n + 1):
             proof = TREE.consistency_proof(m, n)
             for i in range(len(proof)):

@@ -455,7 +455,7 @@ def test_a_log_that_was_cut_is_audited_as_far_as_it_goes(files, secrets, tmp_pat
 # Side by side
 
 
-@pytest.mark.parametrize("kind", ["processes", "threads"])
+@pytest.mark.parametrize("kind", ["processes", pytest.param("threads", marks=pytest.mark.slow)])
 def test_an_executor_finds_what_one_process_finds(files, secrets, tmp_path, kind, monkeypatch):
     monkeypatch.setattr(auditing, "POSITIONS", 3)
     (tmp_path / "secret").write_bytes(secrets["grouped"])

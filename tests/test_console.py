@@ -88,7 +88,7 @@ def test_more_bytes_than_the_limit_are_an_error_and_never_cut(tmp_path):
             writer.wait()
 
 
-@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+@pytest.mark.parametrize("redirection", ["2>/dev/full", pytest.param("2>&-", marks=pytest.mark.slow)])
 def test_exit_codes_do_not_depend_on_standard_error(redirection, files):
     program = f"'{sys.executable}' '{HERE}/llama2.py'"
     for args, code in (f"'{files['grouped']}' -z '{files['tokenizer']}' -s 1 -n 3", 0), ("-t -1", 2), ("none.bin", 2):

@@ -153,7 +153,8 @@ def start_by(method, folder):
 
 
 @pytest.mark.parametrize("program, arguments, method, beginning", [
-    *[("llama2.py", ["-t", "0", "-n", "8", "--workers", "2"], method, STORY) for method in METHODS],
+    *[pytest.param("llama2.py", ["-t", "0", "-n", "8", "--workers", "2"], method, STORY, marks=[pytest.mark.slow] if i else [])
+      for i, method in enumerate(METHODS)],
     ("trace.py", ["-h"], "fork", b"usage: trace.py"), ("plain.py", ["1", "Once"], "fork", b"Once")])
 def test_the_files_run_from_any_directory_and_any_folder(program, arguments, method, beginning, tmp_path):
     home = tmp_path / "mit Umläuten und Leerzeichen"

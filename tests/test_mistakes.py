@@ -541,6 +541,7 @@ def test_a_token_that_is_not_known_does_not_hide_what_the_others_show(path, judg
         assert found == ["BOS, token 1, is missing before the text"]
 
 
+@pytest.mark.slow
 def test_a_mistake_that_would_spoil_something_is_not_named(path, judge):
     verdict = judge(Port(path, "RoPE of q only"))
     assert verdict.operations.found == ["RoPE turns q only, not k"]  # not: RoPE is left out

@@ -94,14 +94,22 @@ SOME = ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
 @pytest.mark.parametrize("style", [pytest.param(style, marks=[pytest.mark.slow] if i else [])
                                    for i, style in enumerate(STYLES)])
 def test_a_correct_port_in_few_bits_is_consistent_in_any_style_and_wrong_in_float32(path, doctor, name, style):
-    port = in_few_bits(ROUND[name], style)(path)
-    rows, records = rows_of(port), records_of(port, 5)
+    rows = rows_of(in_few_bits(ROUND[name], style)(path))
     c = doctor(rows, name)
     assert c.consistent() and 0.1 < c.overall < 1.9, c.overall
     assert not any("looks like float32" in line for line in report.reasons(c))
     assert any(f"logits in {name} do not show: a theta" in line for line in report.reasons(c))
-    assert doctor(records, name).consistent()
-    assert not doctor(rows, "float32").consistent() and not doctor(records, "float32").consistent()
+    assert not doctor(rows, "float32").consistent()
+
+
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("style", [pytest.param(style, marks=[pytest.mark.slow] if i else [])
+                                   for i, style in enumerate(STYLES)])
+def test_so_are_its_operations(path, doctor, name, style):
+    port = in_few_bits(ROUND[name], style)(path)
+    rows_of(port)
+    records = records_of(port, 5)
+    assert doctor(records, name).consistent() and not doctor(records, "float32").consistent()
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -212,6 +220,7 @@ def test_the_verdict_stands_before_the_search_and_says_what_was_not_tried(wrong,
     assert lines[-3] == "12 steps of logits judged, and 0 operations, from their own inputs"
 
 
+@pytest.mark.slow
 def test_json_is_one_object_that_says_what_the_report_says(wrong, capfdbinary):
     code, out, _ = command(capfdbinary, *wrong, "--json")
     said = json.loads(out)

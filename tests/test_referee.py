@@ -708,7 +708,7 @@ def with_config(folder, **config):
             for claim in "12"]
 
 
-@pytest.mark.parametrize("n_layers", [2**20, 2**23])
+@pytest.mark.parametrize("n_layers", [pytest.param(2**20, marks=pytest.mark.slow), 2**23])
 def test_a_header_with_many_layers_costs_nothing(tmp_path, n_layers):
     small = measured("ask", *with_config(tmp_path))
     last, megabytes = measured("ask", *with_config(tmp_path, n_layers=n_layers))
@@ -717,7 +717,8 @@ def test_a_header_with_many_layers_costs_nothing(tmp_path, n_layers):
 
 
 @pytest.mark.parametrize("op, config", [
-    ("gate", {"hidden_dim": 2**24 - 1}), ("q", {"head_size": 2**23 - 2, "n_heads": 2, "n_kv_heads": 1})])
+    ("gate", {"hidden_dim": 2**24 - 1}),
+    pytest.param("q", {"head_size": 2**23 - 2, "n_heads": 2, "n_kv_heads": 1}, marks=pytest.mark.slow)])
 def test_a_header_with_many_rows_costs_nothing(tmp_path, op, config):
     """A message opens the inputs, and rows at both ends and in between."""
     c = {**CONFIG, "dim": 2, "n_heads": 1, "n_kv_heads": 1, **config}

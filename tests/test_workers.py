@@ -284,7 +284,7 @@ def test_a_worker_that_cannot_read_the_model_ends_the_run(files, tmp_path, capfd
         "/nowhere: No such file or directory")
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_workers_start_by_every_method(files, method):
     code = (f"import multiprocessing, llama2\nif __name__ == '__main__':\n"
             f" multiprocessing.set_start_method({method!r})\n"
