@@ -12,6 +12,7 @@ import subprocess
 import sys
 from array import array
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,12 @@ MODEL, TOKENIZER = os.path.join(STORIES, "model.bin"), os.path.join(STORIES, "to
 # How many examples a property is tried on: TEST_EXAMPLES=long, as .ci/run has it, takes three times as many
 
 SHARE = 1 if os.environ.get("TEST_EXAMPLES") == "long" else 3
+
+
+def some(count, cases):
+    """Cases of a test: the first few are tried by default, the others are slow."""
+    return [case if i < count else pytest.param(*case if isinstance(case, tuple) else [case], marks=pytest.mark.slow)
+            for i, case in enumerate(cases)]
 
 
 def examples(count):

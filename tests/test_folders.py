@@ -13,7 +13,7 @@ from llama2_py.engine.arithmetic import Exact
 from llama2_py.engine.checkpoint import Checkpoint, Config
 from llama2_py.engine.rows import unpacked_size
 from llama2_py.log import formats
-from tests.helpers import bits, command, edit, failure, forge, read_lines, rounded
+from tests.helpers import bits, command, edit, failure, forge, read_lines, rounded, some
 from tests.test_bpe import byte_level, template
 from tests.test_huggingface import CONFIG, as_folder, random_tensors, write_folder
 
@@ -39,7 +39,7 @@ def folders(tmp_path_factory):
     return paths
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(3, KINDS))
 def test_a_run_is_logged_verified_and_proved(folders, kind, tmp_path, capfdbinary):
     log, proof = tmp_path / "log", tmp_path / "proof"
     args = folders[kind], "-s", 3, "-n", 6, "-i", "the thé"

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from llama2_py.console import VERSION
-from tests.helpers import HERE, read_bytes
+from tests.helpers import HERE, read_bytes, some
 
 TOP = {"README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", "conftest.py", "plain.py", "llama2.py", "merkle.py",
        "trace.py", "test_llama2.py", "test_merkle.py", ".gitignore"}
@@ -117,7 +117,7 @@ def python(code, *options, folder=HERE, **more):
     return subprocess.run([sys.executable, "-c", path + code], capture_output=True, text=True, **more)
 
 
-@pytest.mark.parametrize("how", ["append", "insert"])
+@pytest.mark.parametrize("how", some(1, ["append", "insert"]))
 def test_it_is_a_good_neighbour_of_modules_with_plain_names(how, tmp_path):
     names = ["events", "console", "workers", "page", "compare", "checkpoint", "arithmetic", "referee", "operations"]
     for name in names:
@@ -153,8 +153,7 @@ def start_by(method, folder):
 
 
 @pytest.mark.parametrize("program, arguments, method, beginning", [
-    *[pytest.param("llama2.py", ["-t", "0", "-n", "8", "--workers", "2"], method, STORY, marks=[pytest.mark.slow] if i else [])
-      for i, method in enumerate(METHODS)],
+    *some(1, [("llama2.py", ["-t", "0", "-n", "8", "--workers", "2"], method, STORY) for method in METHODS]),
     ("trace.py", ["-h"], "fork", b"usage: trace.py"), ("plain.py", ["1", "Once"], "fork", b"Once")])
 def test_the_files_run_from_any_directory_and_any_folder(program, arguments, method, beginning, tmp_path):
     home = tmp_path / "mit Umläuten und Leerzeichen"

@@ -540,7 +540,7 @@ def test_the_port_is_right(path, doctor):
     assert doctor(rows_of(port))[0].consistent() and doctor(records_of(port, 5))[0].consistent()
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if i % 40 else [])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if i % 80 else [])
                                   for i, name in enumerate(WRONG)])
 def test_what_real_ports_do_wrong_has_its_name(path, doctor, name):
     kind, in_operations = WRONG[name]
@@ -552,6 +552,7 @@ def test_what_real_ports_do_wrong_has_its_name(path, doctor, name):
         assert not comparison.consistent() and len(names) == 1 and name in names[0], names
 
 
+@pytest.mark.slow
 def test_a_classifier_that_begins_with_the_tables_has_its_name(tmp_path):
     path = make_checkpoint(tmp_path / "model.bin", **{**SHAPE, "vocab_size": 64}, shared=False)
     data = bytearray(read_bytes(path))

@@ -29,7 +29,7 @@ from llama2_py.referee import judge as judging
 from llama2_py.referee import messages
 from llama2_py.referee.commands import Hearing, Replay
 from llama2_py.referee.judge import Conclusion, Needed, Ruling
-from tests.helpers import HERE, SHAPES, bits, command, edit, failure, forge, make_checkpoint, read_lines
+from tests.helpers import HERE, SHAPES, bits, command, edit, failure, forge, make_checkpoint, read_lines, some
 from tests.test_events import CONFIG, HEADER
 
 LINES = 14 * 2 + 3  # of a step
@@ -601,7 +601,7 @@ def test_nobody_is_right_about_what_is_no_number(run, capfdbinary):
 FALSE_LOGITS = {"logits": "5" * 64}
 
 
-@pytest.mark.parametrize("of_a, of_b, without, with_tokenizer", [
+@pytest.mark.parametrize("of_a, of_b, without, with_tokenizer", some(3, [
     ({}, FALSE_LOGITS, "A is right", "A is right"),
     ({}, {**FALSE_LOGITS, "text": "lie"}, "B is wrong", "A is right"),
     ({"text": "lie"}, FALSE_LOGITS, "B is wrong", "neither is right"),
@@ -609,7 +609,7 @@ FALSE_LOGITS = {"logits": "5" * 64}
     ({"next": 7, "text": "lie"}, {"logits": "5" * 64, "next": 8}, "neither is right", "neither is right"),
     ({}, {"next": 7, "text": "lie"}, "B is wrong", "A is right"),
     ({"text": "lie"}, {"next": 7}, "B is wrong", "neither is right"),
-    ({"next": 7}, {"text": "lie"}, "A is wrong", "neither is right")])
+    ({"next": 7}, {"text": "lie"}, "A is wrong", "neither is right")]))
 def test_a_line_is_right_in_all_its_fields_or_not_at_all(run, capfdbinary, of_a, of_b, without, with_tokenizer):
     """Both logs end with the step in dispute: who is right in the logits may lie about the token, or the text."""
     model, tokenizer, lines, folder = run
@@ -708,7 +708,8 @@ def with_config(folder, **config):
             for claim in "12"]
 
 
-@pytest.mark.parametrize("n_layers", [pytest.param(2**20, marks=pytest.mark.slow), 2**23])
+@pytest.mark.slow
+@pytest.mark.parametrize("n_layers", [2**20, 2**23])
 def test_a_header_with_many_layers_costs_nothing(tmp_path, n_layers):
     small = measured("ask", *with_config(tmp_path))
     last, megabytes = measured("ask", *with_config(tmp_path, n_layers=n_layers))
@@ -851,7 +852,7 @@ def mutated(rng, data):
     return bytes(data)
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", some(1, [100, 20_000]))
 def test_a_mutated_message_makes_no_honest_log_lose(run, evidence, count):
     _, _, lines, _ = run
     rng = random.Random(count)
@@ -880,7 +881,7 @@ def test_a_mutated_message_makes_no_honest_log_lose(run, evidence, count):
     assert refusals > count / 2
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", some(1, [30, 1000]))
 def test_two_liars_are_never_right(run, evidence, count):
     rng = random.Random(count)
     kinds = KINDS[:-2]

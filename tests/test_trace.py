@@ -29,7 +29,7 @@ from llama2_py.engine import graph
 from llama2_py.engine.checkpoint import Checkpoint
 from tests.helpers import (HERE, OPTIONS, PIECES, SHAPES, SHARE, bits, command, door, edit, edited, examples, failure,
                            forge, forward_definition, interruptible, make_tokenizer, noticed, process, read_bytes,
-                           read_lines, root_line)
+                           read_lines, root_line, some)
 from tests.test_events import CONFIG, HEADER
 from test_merkle import mth
 
@@ -218,7 +218,7 @@ def test_any_changed_byte_is_noticed(traces):
                     assert formats.read(path).lines != formats.read(traces[kind]).lines
 
 
-@pytest.mark.parametrize("level", ["step", "op"])
+@pytest.mark.parametrize("level", some(1, ["step", "op"]))
 @pytest.mark.parametrize("root", [False, True])
 @pytest.mark.parametrize("change", ["delete", "double", "swap", "insert", "graft"])
 def test_a_line_deleted_doubled_swapped_inserted_or_grafted_is_noticed(traces, model, tmp_path, capfdbinary, level,
@@ -440,7 +440,7 @@ def test_like_another_program_beside_a_trace_of_this_one_is_noticed(traces, mode
         noticed(capfdbinary, model, traces[kind], "-s", 7, "--like", like)
 
 
-@pytest.mark.parametrize("line", range(0, 434, 31))
+@pytest.mark.parametrize("line", some(7, range(0, 434, 31)))
 def test_a_rewritten_operation_is_noticed_at_its_line(traces, model, tmp_path, capfdbinary, line):
     lines = read_lines(traces["op"])[:-1]
     field = "sha256" if b"sha256" in lines[line] else "logits" if b"logits" in lines[line] else "model"

@@ -286,9 +286,14 @@ def test_a_mistake_keeps_its_number_and_a_new_one_gets_the_next():
     have = {"a": "M001", "b": "M002", "c": "M004"}
     assert catalogue.numbered(["new", "c", "a", "other"], have) == {
         "new": "M005", "c": "M004", "a": "M001", "other": "M006"}
+
+
+@pytest.mark.slow
+def test_the_mistakes_of_the_register_are_those_that_are_known():
     assert catalogue.registered() == catalogue.numbers()
 
 
+@pytest.mark.slow
 def test_every_known_mistake_is_in_the_vectors_or_is_said_to_be_unseen():
     with open(os.path.join(VECTORS, "mistakes.json"), encoding="utf-8") as file:
         listed = json.load(file)
