@@ -29,7 +29,8 @@ from llama2_py.referee import judge as judging
 from llama2_py.referee import messages
 from llama2_py.referee.commands import Hearing, Replay
 from llama2_py.referee.judge import Conclusion, Needed, Ruling
-from tests.helpers import HERE, SHAPES, bits, command, edit, failure, forge, make_checkpoint, read_lines, some
+from tests.helpers import (HERE, SHAPES, bits, command, edit, failure, forge, make_checkpoint, read_bytes, read_lines,
+                           some)
 from tests.test_events import CONFIG, HEADER
 
 LINES = 14 * 2 + 3  # of a step
@@ -631,6 +632,11 @@ def test_a_line_is_right_in_all_its_fields_or_not_at_all(run, capfdbinary, of_a,
         assert judged(capfdbinary, *sent) == without
         assert judged(capfdbinary, *sent, "-z", tokenizer) == with_tokenizer
         assert "expected" in failure(capfdbinary, *sent, "-z", model, program=tracing, code=1)
+        data = read_bytes(tokenizer)
+        (folder / "other.bin").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # one letter of the last piece
+        for args in sent, ["settle", *logs, model]:
+            code, _, message = command(capfdbinary, *args, "-z", folder / "other.bin", program=tracing)
+            assert code == 1 and f"other.bin: tokenizer: expected {sha256(data)}, got " in message
 
 
 def test_an_element_proves_a_party_wrong_while_the_other_is_silent(run, evidence):
