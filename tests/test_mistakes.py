@@ -136,6 +136,7 @@ class Port:
         if self.has("no RoPE") or self.has("RoPE of q only") and which == "k":
             return x
         pos += self.has("positions from 1")
+        pos -= self.has("positions from -1")
         x, hs = list(x), self.hs
         for i in range(0, len(x), 2):
             j = i % hs
@@ -344,6 +345,7 @@ MISTAKES = [
     ("exponent i/hs", "RoPE's frequency of pair i is theta^(-i/hs)", None),
     ("frequencies bfloat16", "RoPE's frequencies are rounded to bfloat16", None),
     ("positions from 1", "", "RoPE's positions begin at 1"),  # the same function
+    ("positions from -1", "", "RoPE's positions begin at -1"),
     ("heads % kv_heads", "query head h uses key and value head h % kv_heads", None),
     ("no scale", "scores are not divided by sqrt(hs)", None), ("scale by hs", "scores are divided by hs", None),
     ("scale by sqrt(dim)", "scores are divided by sqrt(dim)", None),
