@@ -429,6 +429,18 @@ def made(name):
     return MADE[name]
 
 
+@pytest.mark.parametrize("spaces", range(4))
+def test_added_tokens_take_all_spaces_on_their_side_and_no_more(spaces):
+    top = byte_level(tokens=[("[L]", {"lstrip": True}), ("[R]", {"rstrip": True})])
+    letter, left, right = top["model"]["vocab"]["a"], *[token["id"] for token in top["added_tokens"][1:]]
+    encode, between = make(top).encode, " " * spaces
+    kept = encode(between + "a", bos=False)
+    assert encode(f"a{between}[L]a", bos=False) == [letter, left, letter]
+    assert encode(f"a[R]{between}a", bos=False) == [letter, right, letter]
+    assert encode(f"{between}[L]{between}a", bos=False) == [left, *kept]
+    assert encode(f"[R]{between}[L]{between}a", bos=False) == [right, left, *kept]
+
+
 # ----------------------------------------------------------------------------
 # Tokens to text
 
