@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import llama2
-from llama2_py.doctor import compare, constants, diagnosis, noise, numbers, precision
+from llama2_py.doctor import compare, constants, diagnosis, limits, noise, numbers, precision
 from llama2_py.doctor.mistakes.known import known
 from llama2_py.doctor import operations, report, search, singles
 from llama2_py.doctor.budget import Budget
@@ -533,6 +533,20 @@ def test_the_first_step_alone_does_not_name_a_rounding(path, judge):
     assert verdict.operations.found == ["results are bfloat16 (in attention alone)"]
     (name,) = verdict.logits.found
     assert name.startswith("results of attention are bfloat16 (seen at step 0") and " or " not in name
+
+
+def test_the_limits_are_those_that_verdicts_were_promised():
+    """A wider one would call mistakes rounding, a nearer one right programs wrong: of either, no port may tell."""
+    assert [compare.limit_of([None] * n) for n in (1, 8, 9, 400)] == [3, 3, 2, 2]
+    assert (limits.ONE_STEP, limits.ONE_LOGIT, limits.OPERATION, limits.ONE_OPERATION) == (12, 32, 4, 32)
+
+
+def test_an_epsilon_that_may_be_0_is_told_as_a_range():
+    c = SimpleNamespace(norm_epsilon=1e-5)
+    text = diagnosis.constant_text(constants.EPSILON, [0.0, 1e-8, 1e-9], 1e-9, c)
+    assert text == "epsilon is smaller than 1e-05, 0 to 1e-08"
+    assert diagnosis.constant_text(constants.EPSILON, [0.0], 0.0, c).startswith("epsilon is 0")
+    assert diagnosis.constant_text(constants.EPSILON, [1e-6, 1.1e-6], 1e-6, c).startswith("epsilon is 1e-06")
 
 
 def test_a_token_that_is_not_known_does_not_hide_what_the_others_show(path, judge):
