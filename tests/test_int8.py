@@ -3,6 +3,8 @@ import contextlib
 import math
 import random
 import struct
+import tracemalloc
+from array import array
 
 import pytest
 from hypothesis import given
@@ -114,6 +116,21 @@ def test_products_are_runq_cs(seed, group, size):
     x = [rounded(size * rng.choice([rng.gauss(0, 1), 0.0, 0.5, -0.5])) for _ in range(8)]
     matrix = runq.QuantizedMatrix(QuantizedRows(group, [r for r, _ in rows], [s for _, s in rows]))
     assert bits(runq.QuantizedProducts.dots(matrix, x)) == bits(naive_matmul(rows, x, group))
+
+
+@pytest.mark.parametrize("rows, columns, group", [(500, 288, 32), (100, 1024, 64), (300, 32, 8)])
+def test_the_memory_of_a_matrix_is_estimated(rows, columns, group):
+    def read():
+        return QuantizedRows(group, [array("b", bytes(columns)) for _ in range(rows)],
+                             [[random.random() for _ in range(columns // group)] for _ in range(rows)])
+
+    tracemalloc.start()
+    try:
+        matrix = runq.QuantizedMatrix(read())
+        took, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.85 * took < matrix.memory(rows, columns, False, group) < 1.15 * took
 
 
 def test_integers_are_rounded_away_from_zero():

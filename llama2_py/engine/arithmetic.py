@@ -87,8 +87,9 @@ class Matrix(Protocol):
     def __init__(self, rows: Iterable[tuple[float, ...]] = (), squares: Sequence[float] | None = None): ...
 
     @staticmethod
-    def memory(rows: int, columns: int, shared: bool = False) -> int:
-        """Bytes that it takes, roughly; shared: do its rows refer to floats of one table?"""
+    def memory(rows: int, columns: int, shared: bool = False, group: int = 0) -> int:
+        """Bytes that it takes, roughly; shared: do its rows refer to floats of one table? group: so many int8 weights
+        share a scale."""
 
     def add_row(self, row: tuple[float, ...]) -> None:
         """Add a row (d)."""
@@ -170,7 +171,7 @@ class Exact:
             self.largest = max(self.squares, default=0.0)
 
         @staticmethod
-        def memory(rows: int, columns: int, shared: bool = False) -> int:
+        def memory(rows: int, columns: int, shared: bool = False, group: int = 0) -> int:
             """Bytes that it takes, roughly: a float 32 in CPython's allocator, unless it is shared, a pointer to it 8;
             a row's tuple and its square 104."""
             return (8 if shared else 40) * rows * columns + 104 * rows + 400
@@ -315,7 +316,7 @@ class C:
             self.columns = [array("f", column) for column in zip(*rows, strict=True)]
 
         @staticmethod
-        def memory(rows: int, columns: int, shared: bool = False) -> int:
+        def memory(rows: int, columns: int, shared: bool = False, group: int = 0) -> int:
             """Bytes that it takes, roughly: a number 4, an array 100."""
             return 4 * rows * columns + 100 * columns + 400
 

@@ -266,6 +266,8 @@ class Folder:
     that is supported, and OSError if a file cannot be read.
     """
 
+    group = 0  # no weights are int8
+
     def __init__(self, path: str):
         self.path = path
         self.opened: dict[str, Any] = {}        # name -> the open file, of all files that are used

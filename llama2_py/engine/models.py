@@ -17,6 +17,7 @@ class AnyCheckpoint(Protocol):
     config: Config
     identity: tuple
     tensors: dict[str, tuple[int, int, int]]  # of which the last two are rows and columns
+    group: int  # int8 weights that share a scale; 0: there are none
 
     @property
     def ends(self) -> tuple[int, ...]:

@@ -45,17 +45,17 @@ def unpacked_size(arithmetic: Arithmetic, checkpoint: AnyCheckpoint) -> int:
     size = 0
     for name in (*MATRICES, "classifier"):
         _, rows, columns = checkpoint.tensors[name]
-        one = matrix_size(arithmetic, rows, columns, checkpoint.is_shared(name))
+        one = matrix_size(arithmetic, rows, columns, checkpoint.is_shared(name), checkpoint.group)
         size += one * (1 if name == "classifier" else checkpoint.config.n_layers)
     return size
 
 
-def matrix_size(arithmetic: Arithmetic, rows: int, columns: int, shared: bool = False) -> int:
-    """Bytes that a matrix takes in memory; shared: do its rows refer to one table of floats?"""
+def matrix_size(arithmetic: Arithmetic, rows: int, columns: int, shared: bool = False, group: int = 0) -> int:
+    """Bytes that a matrix takes in memory; shared, group: as Matrix.memory has them."""
     step = max(1, BLOCK // columns)
     full, rest = divmod(rows, step)
     memory = (arithmetic.weights or arithmetic).Matrix.memory
-    return full * memory(step, columns, shared) + (memory(rest, columns, shared) if rest else 0)
+    return full * memory(step, columns, shared, group) + (memory(rest, columns, shared, group) if rest else 0)
 
 
 def partition(n: int, index: int, count: int) -> range:

@@ -45,9 +45,9 @@ class QuantizedMatrix:
             self.groups.append((integers, scales))
 
     @staticmethod
-    def memory(rows: int, columns: int, shared: bool = False) -> int:
-        """Bytes that it takes, roughly: a pointer to a small integer 8, and some for its lists."""
-        return 10 * rows * columns + 400
+    def memory(rows: int, columns: int, shared: bool = False, group: int = 0) -> int:
+        """Bytes that it takes, roughly: an integer 1; a group's array 80, its scale 32, a pointer to each 8."""
+        return rows * (columns // group) * (group + 128) + 400
 
 
 class QuantizedProducts:
