@@ -518,6 +518,18 @@ def test_whatever_the_numbers_rounding_stays_within_the_limit(given):
     assert part_of_limit(probe_of(rows), x, y, ROUNDINGS) <= 1
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_cancels_leaves_no_more_than_a_float64_sum_may_err_by(seed):
+    """Each column stands twice, and its inputs are opposite: all results are 0, so that none was rounded."""
+    rng = random.Random(seed)
+    order = rng.sample(range(400), 400)
+    x = [x * sign for x in [r(rng.gauss(0, 1)) for _ in range(200)] for sign in (1, -1)]
+    rows = [[w for w in [r(rng.gauss(0, 1)) for _ in range(200)] for _ in range(2)] for _ in range(3)]
+    probe = probe_of([[row[i] for i in order] for row in rows])
+    assert 0 <= part_of_limit(probe, [x[i] for i in order], [0.0] * 3, ROUNDINGS) <= 1
+    assert part_of_limit(probe, [x[i] for i in order], [0.0, 1e-8, 0.0], ROUNDINGS) > 1
+
+
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 3), st.floats(0, 3000, width=32))
 @examples(60)
 def test_a_turn_and_its_undoing_stay_within_the_limit(seed, heads, half, angle):
