@@ -411,6 +411,13 @@ def test_the_sum_of_all_exponentials_may_drift():
     assert drawn._error(32000, 0.0, 1.0) >= drift + drawn.drifts[32000]
 
 
+@pytest.mark.parametrize("times, places", [(0.8, (1, 1)), (1, (0, 1)), (2, (0, 2))])
+def test_tokens_change_places_if_both_logits_err_towards_each_other(times, places):
+    """0.06, the noise of a logit, turns 0.1 and not 0.15."""
+    drawn = Drawn(array("f", [0.0, -0.1, -0.25]), llama2.Sampler(1.0, 0.9, 1))
+    assert drawn._before(1, 0.06, times) == places
+
+
 def test_a_token_far_from_the_coin_is_impossible_on_a_distribution_that_is_not_flat():
     for p in 0.9, 1.0:
         ratios, far = flat_ratios(3, 500, p, 2.0)
