@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 import llama2
 import merkle
 from llama2_py import command as author_command
-from llama2_py import trace_command
+from llama2_py import console, trace_command
 from llama2_py.console import VerificationError
 from llama2_py.doctor.numbers import DumpFile
 from llama2_py.engine import graph
 from llama2_py.engine.arithmetic import Exact, from_bytes, r, to_bytes
 from llama2_py.engine.checkpoint import in_tree_order
 from llama2_py.engine.models import open_checkpoint
+from llama2_py.log import formats, show
 from llama2_py.log.weights import weights_root
 from llama2_py.log.writing import Writer
 from llama2_py.referee import audit as auditing
@@ -693,6 +694,8 @@ def test_the_command_says_what_it_computed(files, whole_run, capfdbinary):
     assert lines[3] == "the prompt and 9 texts are those of the tokens"
     assert lines[2] == "144 other operations and 9 tokens are right to the bit, given those products"
     assert "  seed: 7" in lines and "only recomputed from the file itself" in lines[-1]
+    text = console.quoted(show.text_of(formats.read(whole_run[0])))
+    assert lines[-3:-1] == ["the text of these steps:", f"    {text}"]
     root = trace_root(whole_run[0])
     code, out, _ = command(capfdbinary, "audit", *whole_run, "--root", root, program=trace_command)
     assert code == 0 and out.decode().splitlines()[-1] == f"root: {root}, as published"

@@ -122,6 +122,13 @@ def test_a_change_in_place_is_noticed(copy, monkeypatch):
             transformer.forward(1, 1)  # which reads a row of the embedding
 
 
+def test_a_file_is_let_go_of_when_the_model_is_closed(copy):
+    with llama2.Transformer(copy) as transformer:
+        checkpoint = transformer.checkpoint
+        assert not checkpoint.file.closed and not checkpoint.data.closed
+    assert checkpoint.file.closed and checkpoint.data.closed
+
+
 @pytest.mark.parametrize("how", ["trace", "verify"])
 def test_a_file_that_is_changed_under_a_run_ends_it_without_a_root_or_verdict(
         files, traces, copy, tmp_path, capfdbinary, monkeypatch, how):

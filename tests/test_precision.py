@@ -18,7 +18,7 @@ from llama2_py.doctor.precision import PRECISIONS, RoundedCheckpoint, open_round
 from llama2_py.engine.half_precision import table
 from llama2_py.engine.models import open_checkpoint
 from tests.helpers import MODEL, command, edited, examples, make_checkpoint
-from tests.test_names import SHAPE, TOKENS, OneCache, Right, records_of, rows_of
+from tests.ports import SHAPE, TOKENS, OneCache, Right, records_of, rows_of
 
 ROUND = {"bfloat16": precision.bfloat16, "float16": precision.float16}
 
