@@ -9,7 +9,7 @@ from operator import mul
 import pytest
 
 import llama2
-from llama2_py.doctor import report
+from llama2_py.doctor import constants, report
 from llama2_py.doctor.mistakes.known import known
 from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.compare import Comparison
@@ -81,10 +81,13 @@ def logits_of(kind, shard):
     return [v for pos in range(len(FEW)) for v in model.logits(pos)]
 
 
-def in_double(port, path):
+def doubled(port, path):
     faster = {"dot": sum_of_products} if port.dot is Right.dot else {}
-    port = type("Double", (port,), {"r": staticmethod(float), **faster})(path)
-    return [v for row in port.run(FEW) for v in row]
+    return type("Double", (port,), {"r": staticmethod(float), **faster})(path)
+
+
+def in_double(port, path):
+    return [v for row in doubled(port, path).run(FEW) for v in row]
 
 
 def distance(a, b):
@@ -122,6 +125,27 @@ def test_what_the_doctor_computes_for_a_name_is_what_a_port_computes(other, name
     theirs, ours = in_double(PORTS[name], path), logits_of(kind, shard)
     share = 0.2 if name in NEARLY_RIGHT else 1e-3  # one or two numbers are rounded otherwise
     assert distance(theirs, ours) < share * distance(theirs, right)
+
+
+def other_epsilon(self, name, l, x):
+    return [w * v / math.sqrt(self.dot(x, x) / len(x) + 0.01)
+            for w, v in zip(self.weights(name, l)[0], x, strict=True)]
+
+
+@pytest.mark.parametrize("constant, value, ops, methods", [
+    (constants.EPSILON, 0.01, ("attention_norm", "ffn_norm", "final_norm"), {"norm": other_epsilon}),
+    (constants.THETA, 2e4, ("q", "k"), {"angle": lambda self, i, pos: pos * 2e4 ** (-2 * i / self.hs)}),
+    (constants.SCALE, 0.5, ("weights",), {"score": lambda self, s, h, t, pos: 0.5 * s * math.sqrt(self.hs)})])
+def test_a_constant_is_measured_in_single_operations(other, constant, value, ops, methods):
+    path, shard, _, _ = other
+    port = doubled(type("Port", (Right,), methods), path)
+    port.run(FEW)
+    results = {(op, None if l < 0 else l, pos): values for pos, l, op, values in port.records}
+    operations = Operations(shard, FEW, lambda *place: results.get(place))
+    for op in ops:
+        places = [(l, pos, values) for (own, l, pos), values in results.items() if own == op]
+        assert constant.measure(operations, op, places) == pytest.approx(value, rel=1e-3)
+        assert constant.measure(operations, op, []) is None
 
 
 @pytest.mark.slow
