@@ -11,6 +11,7 @@ import pytest
 from llama2_py.doctor import errors
 from llama2_py.doctor.errors import SMALLEST, U
 from llama2_py.doctor.operations import dot, softmax
+from llama2_py.engine.frequencies import scaled
 
 WAYS = ["up", "down", *range(8)]
 
@@ -152,6 +153,19 @@ def test_scaled_frequencies_stay_within_their_bound(way):
             results.append(moved(moved(moved(moved(1 - s) * value) / factor) + moved(s * value)))
         allowed = errors.angle_error(exponent, math.log(500000.0), LLAMA3) * U * results[0]
         within(results[1:], results[:1], [allowed])
+
+
+@pytest.mark.parametrize("factor, low, high", [(8.0, 1.0, 4.0), (32.0, 1.0, 4.0), (2.0, 1.0, 8.0), (8.0, 3.0, 4.0)])
+def test_a_frequency_on_the_line_errs_by_as_much_as_its_steepest_part_lets_it(factor, low, high):
+    scaling = {**LLAMA3, "factor": factor, "low_freq_factor": low, "high_freq_factor": high}
+    waves = [low + (high - low) * (i + 1e-3) / 999.01 for i in range(1000)]  # in the context of the training
+    steepest = 0.0
+    for turns in waves:
+        f = turns * 2 * math.pi / LLAMA3["original_max_position_embeddings"]
+        a, b = (scaled(f * way, scaling, float) for way in (1 - 1e-7, 1 + 1e-7))
+        steepest = max(steepest, math.log(b / a) / 2e-7)
+    grown = (errors.angle_error(0.0, 0.0, scaling) - 12) / (errors.angle_error(0.0, 0.0, None) + 6)
+    assert grown + 1 == pytest.approx(steepest, rel=1e-3)
 
 
 @pytest.mark.parametrize("way", WAYS)
