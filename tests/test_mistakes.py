@@ -395,11 +395,8 @@ MISTAKES = [
 ]
 
 
-# A few are tried by default, all others are slow
-TRIED = [pytest.param(*row, marks=[pytest.mark.slow] if i % 80 else []) for i, row in enumerate(MISTAKES)]
-
-
-@pytest.mark.parametrize("fault, by_logits, by_operations", TRIED)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault, by_logits, by_operations", MISTAKES)
 def test_every_known_mistake_is_named(path, judge, fault, by_logits, by_operations):
     verdict = judge(Port(path, fault))
     if by_logits == "":

