@@ -236,6 +236,14 @@ def test_workers_end_with_the_run(tmp_path, kill, code):
     assert all(map(gone, workers))
 
 
+@pytest.mark.slow
+def test_a_worker_that_does_not_end_is_killed(files):
+    with llama2.Transformer(files["grouped"], workers=2) as model:
+        ((process, _),) = model.team.processes
+        os.kill(process.pid, signal.SIGSTOP)
+    assert process.exitcode == -signal.SIGKILL
+
+
 @pytest.mark.filterwarnings("ignore:.*is multi-threaded, use of fork")
 @pytest.mark.parametrize("other_thread", [False, True])
 def test_ctrl_c_while_workers_start_leaves_none_behind(files, monkeypatch, other_thread):
