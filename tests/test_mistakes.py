@@ -546,6 +546,13 @@ def test_an_epsilon_that_may_be_0_is_told_as_a_range():
     assert diagnosis.constant_text(constants.EPSILON, [1e-6, 1.1e-6], 1e-6, c).startswith("epsilon is 1e-06")
 
 
+def test_a_constant_is_tried_by_the_operations_own_value_first():
+    values = {"attention_norm": 3e-6, "ffn_norm": 2e-6, "final_norm": 1e-6, "q": math.inf, "k": None}
+    among = SimpleNamespace(right=None, get=lambda op, l, pos: op, wrong={op: [(True, 0, 1)] for op in values})
+    constant = SimpleNamespace(measure=lambda right, op, places: values[places[0][2]])
+    assert diagnosis.AmongOperations.measured(among, constant, "ffn_norm", list(values)) == [2e-6, 1e-6, 3e-6]
+
+
 def test_a_token_that_is_not_known_does_not_hide_what_the_others_show(path, judge):
     with llama2.Transformer(path) as model:
         rows = [(pos, -1, "embedding", model.shard.embedding(token)) for pos, token in enumerate([*TOKENS[1:4], 9])]
