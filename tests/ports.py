@@ -18,6 +18,29 @@ def f16(x):
     return struct.unpack("e", struct.pack("e", x))[0]
 
 
+def bf16(x):
+    (bits,) = struct.unpack("I", struct.pack("f", x))
+    return struct.unpack("f", struct.pack("I", (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000))[0]
+
+
+def cut(x):
+    """To bfloat16, towards zero."""
+    return struct.unpack("f", struct.pack("I", struct.unpack("I", struct.pack("f", x))[0] & 0xFFFF0000))[0]
+
+
+def tensor_float(x):
+    (bits,) = struct.unpack("I", struct.pack("f", x))
+    return struct.unpack("f", struct.pack("I", (bits + 0xFFF + (bits >> 13 & 1)) & 0xFFFFE000))[0]
+
+
+def float8(bits, least):
+    """To so many bits behind the first, of numbers from 2^least on."""
+    def rounded(x):
+        exponent = max(math.floor(math.log2(abs(x) or 1e-30)), least)
+        return round(x / 2.0 ** (exponent - bits)) * 2.0 ** (exponent - bits)
+    return rounded
+
+
 class Right:
     """A correct port: every result rounded to float32, or to what r rounds to; sums from left to right."""
 
@@ -376,22 +399,17 @@ class TimesRootOfDim(Right):
 
 @wrong("weights, without the norms', are cut to bfloat16, not rounded")
 class Truncated(Rounded):
-    def number(self, v):
-        return struct.unpack("f", struct.pack("I", struct.unpack("I", struct.pack("f", v))[0] & 0xFFFF0000))[0]
+    number = staticmethod(cut)
 
 
 @wrong("weights, without the norms', are rounded to TensorFloat-32")
 class TensorFloat(Rounded):
-    def number(self, v):
-        (bits,) = struct.unpack("I", struct.pack("f", v))
-        return struct.unpack("f", struct.pack("I", (bits + 0xFFF + (bits >> 13 & 1)) & 0xFFFFE000))[0]
+    number = staticmethod(tensor_float)
 
 
 @wrong("weights, without the norms', are rounded to float8 (e4m3)")
 class Float8(Rounded):
-    def number(self, v):
-        exponent = max(math.floor(math.log2(abs(v) or 1e-9)), -6)
-        return round(v / 2.0 ** (exponent - 3)) * 2.0 ** (exponent - 3)
+    number = staticmethod(float8(3, -6))
 
 
 @wrong("weights of the layers' matrices are rounded to float16; or weights of the layers' matrices are rounded to "
@@ -534,11 +552,6 @@ FORMULAS = {}  # a name, or its beginning -> the port
 def formula(name, **methods):
     assert name not in FORMULAS
     FORMULAS[name] = type("Port", (Right,), methods)
-
-
-def bf16(x):
-    (bits,) = struct.unpack("I", struct.pack("f", x))
-    return struct.unpack("f", struct.pack("I", (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000))[0]
 
 
 # -- norms
@@ -823,22 +836,6 @@ formula("the last row of every matrix is left out", matmul=lambda self, name, l,
     *Right.matmul(self, name, l, x)[:-1], 0.0])
 
 # -- numbers in few bits
-
-
-def cut(x):
-    return struct.unpack("f", struct.pack("I", struct.unpack("I", struct.pack("f", x))[0] & 0xFFFF0000))[0]
-
-
-def tensor_float(x):
-    (bits,) = struct.unpack("I", struct.pack("f", x))
-    return struct.unpack("f", struct.pack("I", (bits + 0xFFF + (bits >> 13 & 1)) & 0xFFFFE000))[0]
-
-
-def float8(bits, least):
-    def rounded(x):
-        exponent = max(math.floor(math.log2(abs(x) or 1e-30)), least)
-        return round(x / 2.0 ** (exponent - bits)) * 2.0 ** (exponent - bits)
-    return rounded
 
 
 def each(number):

@@ -18,22 +18,9 @@ from llama2_py.doctor.precision import PRECISIONS
 from llama2_py.engine import graph
 from llama2_py.engine.checkpoint import Checkpoint, Config
 from tests.helpers import make_checkpoint, run_forward, some
+from tests.ports import TOKENS, bf16, f16, f32
 
 FLOAT32 = PRECISIONS["float32"]
-TOKENS = [1, 17, 5, 40, 23, 17, 31, 8, 44, 2, 19, 36]
-
-
-def f32(x):
-    return struct.unpack("f", struct.pack("f", x))[0]
-
-
-def f16(x):
-    return struct.unpack("e", struct.pack("e", x))[0]
-
-
-def bf16(x):
-    (bits,) = struct.unpack("I", struct.pack("f", x))
-    return struct.unpack("f", struct.pack("I", (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000))[0]
 
 
 def forward(terms):
