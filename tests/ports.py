@@ -42,9 +42,11 @@ def float8(bits, least):
 
 
 class Right:
-    """A correct port: every result rounded to float32, or to what r rounds to; sums from left to right."""
+    """A correct port: every result rounded to float32, or to what r rounds to; sums from left to right, or as add has
+    them."""
 
     r = staticmethod(f32)
+    fma = False
 
     def __init__(self, path):
         self.file = Checkpoint(path)
@@ -57,10 +59,18 @@ class Right:
     def weights(self, name, l):
         return self.file.rows(name, l)
 
+    def add(self, terms):
+        total = 0.0
+        for term in terms:
+            total = self.r(total + term)
+        return total
+
     def dot(self, a, b):
+        if not self.fma:
+            return self.add([self.r(u * v) for u, v in zip(a, b, strict=True)])
         total = 0.0
         for u, v in zip(a, b, strict=True):
-            total = self.r(total + self.r(u * v))
+            total = self.r(total + u * v)
         return total
 
     def matmul(self, name, l, x):
@@ -130,9 +140,7 @@ class Right:
 
     def softmax(self, x):
         e = [self.r(math.exp(self.r(v - max(x)))) for v in x]
-        total = 0.0
-        for v in e:
-            total = self.r(total + v)
+        total = self.add(e)
         return [self.r(v / total) for v in e]
 
     def attend(self, l, pos, q):
@@ -170,7 +178,7 @@ class Right:
         x = self.keep(pos, -1, "final_norm", self.norm("rms_final", 0, x))
         return self.keep(pos, -1, "logits", self.logits(x))
 
-    def run(self, tokens):
+    def run(self, tokens=TOKENS):
         return [self.step(token, pos) for pos, token in enumerate(tokens)]
 
 
@@ -799,12 +807,12 @@ def softmax_of_logits(self, x):
 formula("probabilities stand for logits", logits=softmax_of_logits)
 formula("log-probabilities stand for logits", logits=lambda self, x: list(map(math.log, softmax_of_logits(self, x))))
 formula("logits stand one token late", logits=lambda self, x: [
-    Right.logits(self, x)[i - 1] for i in range(self.c.vocab_size)])
+    Right.logits(self, x)[-1], *Right.logits(self, x)[:-1]])
 formula("logits are of the norm's input", norm=lambda self, name, l, x: (
     x if name == "rms_final" else Right.norm(self, name, l, x)))
-formula("token 0 stands before the text", run=lambda self, tokens: Right.run(self, [0, *tokens[1:]]))
-formula("EOS, token 2, stands before the text", run=lambda self, tokens: Right.run(self, [2, *tokens[1:]]))
-formula("BOS, token 1, is there twice", run=lambda self, tokens: Right.run(self, [tokens[0], *tokens[:-1]]))
+formula("token 0 stands before the text", run=lambda self, tokens=TOKENS: Right.run(self, [0, *tokens[1:]]))
+formula("EOS, token 2, stands before the text", run=lambda self, tokens=TOKENS: Right.run(self, [2, *tokens[1:]]))
+formula("BOS, token 1, is there twice", run=lambda self, tokens=TOKENS: Right.run(self, [tokens[0], *tokens[:-1]]))
 
 # -- weights
 
@@ -904,3 +912,79 @@ for text, number in ("float16", f16), ("bfloat16", bf16):
     formula(f"keys are {text}", key=key)
     formula(f"values are {text}", value=value)
     formula(f"keys and values are {text}", key=key, value=value)
+
+# -- what changes no logit, has no name, or is named by more than its formula
+
+OTHERS = {}  # a name -> the port
+
+
+def other(name, **methods):
+    OTHERS[name] = type("Port", (Right,), methods)
+
+
+other("RoPE's positions begin at 1", angle=lambda self, i, pos: Right.angle(self, i, pos + 1))
+other("RoPE's positions begin at -1", angle=lambda self, i, pos: Right.angle(self, i, pos - 1))
+for theta in 500000, 9000:
+    other(f"RoPE's theta is {theta}", angle=lambda self, i, pos, theta=theta: f32(
+        pos * f32(1 / f32(theta ** f32(2 * i / self.hs)))))
+for value in 1e-6, 0.0, 1e-3:
+    other(f"epsilon is {value:g}", norm=lambda self, name, l, x, value=value: [
+        f32(w * f32(v * f32(1 / f32(math.sqrt(f32(f32(self.dot(x, x) / len(x)) + f32(value)))))))
+        for w, v in zip(self.weights(name, l)[0], x, strict=True)])
+other("scores are multiplied by 0.5", score=lambda self, s, h, t, pos: f32(s * math.sqrt(self.hs) / 2))
+other("row 7 of w1 in layer 1", weights=lambda self, name, l: [
+    (row[0] + 0.5, *row[1:]) if (name, l, i) == ("w1", 1, 7) else row
+    for i, row in enumerate(Right.weights(self, name, l))])
+other("row 33 of the classifier", weights=lambda self, name, l: [
+    (row[0] + 0.5, *row[1:]) if (name, i) == ("classifier", 33) else row
+    for i, row in enumerate(Right.weights(self, name, l))])
+other("logits are float16", logits=lambda self, x: list(map(f16, Right.logits(self, x))))
+other("logits are pressed together by tanh", logits=lambda self, x: [f32(math.tanh(v)) for v in Right.logits(self, x)])
+other("the logit of token 7 is off by 0.5", logits=lambda self, x: [
+    f32(v + 0.5) if i == 7 else v for i, v in enumerate(Right.logits(self, x))])
+other("the logit of token 7 is -1e+04", logits=lambda self, x: [
+    -1e4 if i == 7 else v for i, v in enumerate(Right.logits(self, x))])
+other("rows are one step late", run=lambda self, tokens=TOKENS: [
+    (rows := Right.run(self, tokens))[0], *rows[:-1]])
+other("rows are one step early", run=lambda self, tokens=TOKENS: [
+    *(rows := Right.run(self, tokens))[1:], rows[0]])
+other("BOS, token 1, is missing", run=lambda self, tokens=TOKENS: Right.run(self, [*tokens[1:], 3]))
+other("the last row is never written", matmul=lambda self, name, l, x: [*Right.matmul(self, name, l, x)[:-1], 1.5])
+
+
+class RepetitionPenalty(Right):
+    def step(self, token, pos):
+        self.fed = {*getattr(self, "fed", ()), token}
+        return super().step(token, pos)
+
+    def logits(self, x):
+        return [f32(v / 1.2 if v > 0 else v * 1.2) if i in self.fed else v for i, v in enumerate(super().logits(x))]
+
+
+class FusedResidual(Right):
+    """Both residual connections of a layer as one sum: the same function, with other roundings."""
+
+    def residual(self, op, x, change, normed):
+        if op == "attention":
+            self.entered, self.attended = x, change
+            return super().residual(op, x, change, normed)
+        return [f32(a + f32(b + d)) for a, b, d in zip(self.entered, self.attended, change, strict=True)]
+
+
+class LessResidual(Right):
+    def residual(self, op, x, change, normed):
+        result = super().residual(op, x, change, normed)
+        return [f32(0.99 * v) for v in result] if op == "ffn" else result
+
+
+OTHERS.update({"the logit of every token that was an input is divided by 1.2": RepetitionPenalty,
+               "the residual connections are one sum": FusedResidual,
+               "the residual stream is 0.99 of itself": LessResidual})
+windowed("attention sees the last 4 positions only", lambda n: slice(max(0, n - 4), n))
+OTHERS["attention sees the last 4 positions only"] = FORMULAS.pop("attention sees the last 4 positions only")
+
+
+def port_with(path, *names, **attributes):
+    """A port that does all of these things wrong, each in methods of its own."""
+    every = {**{name: kind for name, (kind, _) in WRONG.items()}, **FORMULAS, **OTHERS}
+    return type("Port", (*[every[name] for name in names], Right), attributes)(path)
