@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import struct
 
 import pytest
@@ -600,6 +601,12 @@ def test_a_header_may_end_in_white_space_and_have_keys_in_any_order(tmp_path, su
             "a": ("F32", (2, 3), begin, begin + 24), "b": ("BF16", (5,), begin + 24, begin + 34),
             "empty": ("I64", (3, 0), begin, begin), "none": ("F16", (0,), begin + 34, begin + 34),
             "one": ("U8", (), begin + 34, begin + 35)}
+
+
+def test_numbers_have_as_many_bytes_as_their_types_names_say():
+    for dtype, size in SIZES.items():
+        bits = re.search("[0-9]+", dtype)
+        assert 8 * size == (int(bits[0]) if bits else 8), dtype
 
 
 entries = st.dictionaries(st.text(max_size=5).filter("__metadata__".__ne__), st.tuples(

@@ -333,6 +333,15 @@ def test_an_epsilon_that_may_be_0_is_told_as_a_range():
     assert diagnosis.constant_text(constants.EPSILON, [1e-6, 1.1e-6], 1e-6, c).startswith("epsilon is 1e-06")
 
 
+def test_single_elements_are_told_up_to_four():
+    rows = {(0, i) for i in range(4)}
+    assert diagnosis.elements_text("q", {(1, 7)}) == "row 7 of wq in layer 1 is not the checkpoint's"
+    assert diagnosis.elements_text("final_norm", {(None, 7)}) == "weight 7 of the final_norm is not the checkpoint's"
+    assert diagnosis.elements_text("q", rows).endswith(" and row 3 of wq in layer 0 are not the checkpoint's")
+    assert diagnosis.elements_text("q", {*rows, (0, 4)}).endswith(
+        " and row 3 of wq in layer 0 and others are not the checkpoint's")
+
+
 def test_a_constant_is_tried_by_the_operations_own_value_first():
     values = {"attention_norm": 3e-6, "ffn_norm": 2e-6, "final_norm": 1e-6, "q": math.inf, "k": None}
     among = SimpleNamespace(right=None, get=lambda op, l, pos: op, wrong={op: [(True, 0, 1)] for op in values})

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from llama2_py import console
-from llama2_py.log import events
 import llama2
-from llama2_py import command as command_line
 import merkle
 import plain
-from llama2_py.log import formats, proofs, show, weights, writing
+from llama2_py import command as command_line
+from llama2_py import console
 from llama2_py import trace_command as tracing
+from llama2_py.log import events, formats, proofs, show, weights, writing
+from llama2_py.log.verify import progress
 from llama2_py.console import VerificationError
 from llama2_py.engine import graph
 from llama2_py.engine.checkpoint import Checkpoint
@@ -197,6 +197,22 @@ def test_another_model_or_tokenizer_is_noticed_and_so_is_what_came_of_it(files, 
     with contextlib.redirect_stderr(io.StringIO()):
         command_line.main([files["version 1"], *model[1:], *OPTIONS, "--trace", str(tmp_path / "t")])
     assert failure(capfdbinary, unused, *model[1:], "--verify", tmp_path / "t", code=1).count("expected") == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("screen, shown", [(io.StringIO, ""), (Terminal, (
+    "\r3 of 8 steps, 10.0 steps/s, 0 s left  " "\r6 of 8 steps, 10.0 steps/s, 0 s left  \n"))])
+def test_a_terminal_shows_how_far_the_verifier_is_five_times_a_second_at_most(monkeypatch, screen, shown):
+    steps = [llama2.Step(pos, 0, 0, None, b"") for pos in range(8)]
+    clock = iter([0.0, 0.1, 0.2, 0.3, 0.39, 0.48, 0.6, 0.69, 0.78])
+    monkeypatch.setattr("llama2_py.log.verify.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr(sys, "stderr", screen())
+    assert list(progress(steps, 8)) == steps
+    assert sys.stderr.getvalue() == shown
 
 
 # ----------------------------------------------------------------------------
