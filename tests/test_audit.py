@@ -519,6 +519,20 @@ def test_whatever_the_numbers_rounding_stays_within_the_limit(given):
     assert part_of_limit(probe_of(rows), x, y, ROUNDINGS) <= 1
 
 
+@pytest.mark.parametrize("exponent", [-150, -148, -140, -126])
+def test_results_that_are_subnormal_stay_within_the_limit(exponent):
+    rng = random.Random(exponent)
+    half = 2.0**(exponent // 2)
+    for _ in range(50):
+        rows = [[r(half * rng.gauss(0, 1)) for _ in range(3)] for _ in range(8)]
+        x = [r(2.0**exponent / half * rng.gauss(0, 1)) for _ in range(3)]
+        y = [Exact.dot(row, x) for row in rows]
+        assert part_of_limit(probe_of(rows), x, y, ROUNDINGS) <= 1
+        cos, sin = [Exact.cos(0.5), Exact.cos(2.0)], [Exact.sin(0.5), Exact.sin(2.0)]
+        q = llama2.rope(y, cos, sin)
+        assert part_of_limit(probe_of(rows), x, turned_back(q, cos, sin), ROUNDINGS_ROTATED) <= 1
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_what_cancels_leaves_no_more_than_a_float64_sum_may_err_by(seed):
     """Each column stands twice, and its inputs are opposite: all results are 0, so that none was rounded."""
