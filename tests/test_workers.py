@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 import llama2
 from llama2_py.engine import workers
+from llama2_py.engine.arithmetic import ARITHMETIC
 from llama2_py.engine.checkpoint import Checkpoint
+from llama2_py.engine.rows import Rows
 from tests.helpers import (HERE, Scripted, bits, command, edited, examples, failure, forward_definition, interruptible,
                            make_checkpoint, numbers, run_forward, tell)
 
@@ -119,6 +121,23 @@ def test_weights_read_from_the_map_give_the_same_operations(files, monkeypatch, 
                 rows = [logits.tobytes() for first in (0, 3)
                         for logits in transformer.forward_chunk(tokens[first:first + 3], first)]
                 assert rows == [row for _, row in unpacked]
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+@pytest.mark.parametrize("name", ["exact", "c"])
+def test_weights_are_checked_once_and_let_go_of_after_each_product(unpacked, name, monkeypatch):
+    monkeypatch.setattr("llama2_py.engine.rows.BLOCK", 6)  # of two rows
+    matrix, seen = [(1.0, 2.0, 3.0), (-4.0, 5.0, 6.0), (7.0, 8.0, -9.0)], []
+
+    def read(first, last, check):
+        seen.append((first, last, check))
+        return matrix[first:last]
+
+    rows = Rows(read, lambda: seen.append("let go"), ARITHMETIC[name], range(3), 3, unpacked)
+    results = [rows.times([(1.0, 0.0, 0.5), (0.0, 2.0, 0.0)]) for _ in range(2)]
+    assert [list(map(list, result)) for result in results] == [[[2.5, -1.0, 2.5], [4.0, 10.0, 16.0]]] * 2
+    once, again = [[(0, 2, check), (2, 3, check), "let go"] for check in (True, False)]
+    assert seen == (once if unpacked else once + again)
 
 
 @pytest.mark.slow
