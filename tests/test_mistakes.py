@@ -333,6 +333,14 @@ def test_an_epsilon_that_may_be_0_is_told_as_a_range():
     assert diagnosis.constant_text(constants.EPSILON, [1e-6, 1.1e-6], 1e-6, c).startswith("epsilon is 1e-06")
 
 
+def test_the_normalized_error_is_that_of_all_steps_together():
+    c = SimpleNamespace(steps=[SimpleNamespace(off=off, noise=noise, size=size) for off, noise, size in (
+        (3.0, 0.1, 2.0), (4.0, 0.2, 1.0))])
+    assert report.normalized_error(c) == pytest.approx((0.3**2 + 0.8**2) / (2.0**2 + 1.0**2))
+    c.steps[0].size = c.steps[1].size = 0.0
+    assert report.normalized_error(c) == pytest.approx(0.3**2 + 0.8**2)
+
+
 def test_single_elements_are_told_up_to_four():
     rows = {(0, i) for i in range(4)}
     assert diagnosis.elements_text("q", {(1, 7)}) == "row 7 of wq in layer 1 is not the checkpoint's"

@@ -127,6 +127,18 @@ def test_what_the_doctor_computes_for_a_name_is_what_a_port_computes(other, name
     assert distance(theirs, ours) < share * distance(theirs, right)
 
 
+@pytest.mark.parametrize("name", ["log-probabilities stand for logits", "the largest logit is subtracted from all"])
+def test_what_is_subtracted_from_all_logits_errs_as_one_of_them_does(other, name):
+    _, shard, mistakes, _ = other
+    model, right = Model(kind_called(name, mistakes), shard, FEW), Model(Operations, shard, FEW)
+    for op, l in model.sequence:
+        y, _ = model.compute(op, l, 0), right.compute(op, l, 0)
+        errors, usual = model.operations.errors(op, l, 0, y), right.operations.errors(op, l, 0, y)
+        if op == "logits":
+            usual = [[v + max(error) for v in error] for error in usual]
+        assert list(map(list, errors)) == list(map(list, usual))
+
+
 def other_epsilon(self, name, l, x):
     return [w * v / math.sqrt(self.dot(x, x) / len(x) + 0.01)
             for w, v in zip(self.weights(name, l)[0], x, strict=True)]

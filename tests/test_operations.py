@@ -70,6 +70,16 @@ def test_swiglu_is_right_at_any_gate_by_exp_and_by_tanh(silu, flush, up):
         assert not judgement.wrong, (gates, judgement)
 
 
+@pytest.mark.parametrize("silu", [silu_by_exp, silu_by_quotient, silu_by_tanh])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 5.0])
+def test_what_swiglu_is_expected_to_err_by_is_what_programs_err_by(silu, size):
+    rng = random.Random(1)
+    gates, ups = ([f32(rng.gauss(0, size)) for _ in range(2000)] for _ in range(2))
+    theirs = [f32(silu(a, f32) * b) for a, b in zip(gates, ups, strict=True)]
+    judgement = judged("swiglu", theirs, {"gate": gates, "up": ups})
+    assert 0.3 < judgement.sigmas < 1.5 and judgement.worst < 8, judgement
+
+
 def test_a_swiglu_that_is_wrong_by_more_is_seen():
     for a, up in (-89.0, 1000.0), (-20.0, 1.0), (-9.0, 10.0), (1.0, 1.0):
         right = a * operations.sigmoid(a) * up

@@ -325,6 +325,18 @@ def test_the_noise_of_a_walk_is_that_of_a_comparison(run):
         assert list(model.forward_chunk(tokens, 0)) == list(rows)
 
 
+def test_each_tie_is_taken_up_once_the_last_one_first():
+    def fork(tokens, ratio):
+        return SimpleNamespace(tokens=tokens, pos=len(tokens), chosen=SimpleNamespace(
+            logits=(), ratio=lambda token, unit: ratio))
+
+    walk = SimpleNamespace(noise=SimpleNamespace(unit=lambda tokens, pos, logits: None), forks=[
+        fork([1, 2], 0.0), fork([1, 3, 4], 2 * text.LIMIT), fork([1, 3, 5], text.LIMIT)])
+    tried = set()
+    assert [text.open_fork(walk, tried) for _ in range(3)] == [[1, 3, 5], [1, 2], None]
+    assert tried == {(1, 2), (1, 3, 4), (1, 3, 5)}
+
+
 def test_a_text_that_no_token_goes_on_with_is_impossible(noise_of_one, tokenizer):
     walk = text.walk_along(Told({}), [1], 3, text.Greedy(), Listed([8], [1], VOCAB))
     lines = list(text_report.report(walk, tokenizer))
