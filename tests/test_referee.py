@@ -371,6 +371,20 @@ def test_a_message_with_too_many_rows_is_refused(run, evidence):
     pieces = messages.Pieces(endless(begin, b"," + row))
     with pytest.raises(VerificationError, match="at most.*88.*got more"):
         judging.Evidence(dispute).take_rows(messages.Scanner("endless", pieces))
+    assert judging.Evidence(dispute).take_rows(scanner(rows_message(truth, rows_of(dispute, [3] * 88)))) == 88
+
+
+@pytest.mark.parametrize("kind, pos, revealed", [
+    ("embedding", 2, "no inputs"), ("gate", 2, "position 2, layer 1, ffn_norm, and the results of both"),
+    ("swiglu", 2, "position 2, layer 1, gate, position 2, layer 1, up"),
+    ("weights", 1, "position 1, layer 1, q, position 0, layer 1, k, position 1, layer 1, k"),
+    ("weights", 2, "position 2, layer 1, q, position 0, layer 1, k, position 1, layer 1, k, .. (4 in all)")])
+def test_what_must_be_revealed_is_named_up_to_three_inputs(run, capfdbinary, kind, pos, revealed):
+    _, _, lines, folder = run
+    index = at(kind, pos)
+    a, b = forge(folder / "a.trace", lines), forged(run, index, **lie(lines[index]))
+    code, out, _ = command(capfdbinary, "ask", a, b, program=tracing)
+    assert code == 0 and f"\nto be revealed: {revealed}\n" in out.decode()
 
 
 def test_a_shared_classifier_is_the_embedding(files, tmp_path, capfdbinary):
