@@ -256,6 +256,19 @@ def test_few_steps_of_a_correct_port_are_consistent(path, tmp_path, steps):
             assert comparison.consistent() and comparison.overall < 1.8 and comparison.limit == (3 if steps <= 8 else 2)
 
 
+@pytest.mark.parametrize("n", [4, 64, 300])
+@pytest.mark.parametrize("is_aligned", [False, True])
+def test_the_noise_of_a_product_is_what_programs_are_expected_to_err_by(n, is_aligned):
+    """Of numbers that cancel it comes from the lengths, of others from the result."""
+    w = [f32(math.sin(i + 1)) for i in range(n)]
+    x = w if is_aligned else [f32(math.cos(2.3 * i)) for i in range(n)]
+    A = noise.Noisy()
+    found = A.dots(A.Matrix([tuple(w)] * 3000), A.operand(tuple(x)))
+    y = operations.dot(w, x)
+    sigma = math.sqrt(0.09 * operations.dot(w, w) * operations.dot(x, x) + 0.06 * n * y * y) * 2.0**-24
+    assert operations.rms([v - y for v in found]) == pytest.approx(sigma, rel=0.05)
+
+
 def test_noise_is_drawn_until_its_luck_weighs_little():
     assert noise.draws(1, 1) == [1] * 64 and noise.draws(3, 3) == [3] * 21 + [1] and noise.draws(8, 8) == [8] * 8
     assert noise.draws(63, 63) == [63, 1] and [noise.draws(n, n) for n in (64, 65, 1000)] == [[64], [65], [1000]]
