@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 import contextlib
+import functools
 import gc
 import io
 import os
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import llama2
-from llama2_py import command
+from llama2_py import command, options, trace_command
 from tests.helpers import OPTIONS, SHARE, SHAPES, make_checkpoint, make_tokenizer
 
 os.environ.pop("PYTHONUNBUFFERED", None)  # it would hide what is left in a buffer when a process of these tests ends
@@ -17,6 +18,10 @@ os.environ.pop("PYTHONUNBUFFERED", None)  # it would hide what is left in a buff
 settings.register_profile("here", max_examples=100 // SHARE, deadline=None,
                           suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("here")
+
+
+for module in options, trace_command:  # of thousands of commands in one process: their parsers are made once
+    module.make_parser = functools.cache(module.make_parser)
 
 
 def pytest_collection_finish():

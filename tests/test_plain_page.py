@@ -94,6 +94,7 @@ def test_each_part_stands_beside_an_example_of_it(text):
     assert angles == [pytest.approx(math.degrees(2 * 0.1 ** i), abs=0.0051) for i in range(4)]
 
 
+@pytest.mark.slow
 def test_another_model_has_other_numbers(text, tmp_path):
     path = make_checkpoint(tmp_path / "model.bin", dim=32, n_heads=4, n_kv_heads=2, vocab_size=512, seq_len=64)
     other = plain_page.page(SOURCE, plain_numbers.Run(path, TOKENIZER))
