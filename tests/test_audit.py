@@ -476,12 +476,12 @@ def check_executor(executor, files, folder):
     author = Author(folder, other, files["grouped"]).run()
     errors = [str(fault(author, folder / "secret", executor=how)) for how in (None, executor)]
     assert errors[0] == errors[1] and errors[0].endswith(" more)")
-    records = [record for record in records_of(author.dump) if not record[0].startswith(b"1 0 k")]
     author = Author(folder, files["grouped"]).run()
     records = [record for record in records_of(author.dump) if not record[0].startswith(b"1 0 k")]
     found = llama2.audit(run_again(author, records).log, author.dump, folder / "secret", executor=executor)
     assert found == llama2.audit(author.log, author.dump, folder / "secret")
     assert found.tally.missing == {"k": 1, "weights": STEPS - 1}
+    assert found.first_missing_at == f"{folder / 'log'}, line 36"
 
 
 def test_an_audit_runs_on_dask(files, secrets, tmp_path, monkeypatch):

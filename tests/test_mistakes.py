@@ -14,6 +14,7 @@ from llama2_py.doctor import compare, constants, diagnosis, limits, noise, numbe
 from llama2_py.doctor.mistakes.known import known
 from llama2_py.doctor import operations, report, search, singles
 from llama2_py.doctor.budget import Budget
+from llama2_py.doctor.errors import ROUNDED, ROUNDED_TWICE
 from llama2_py.doctor.precision import PRECISIONS
 from llama2_py.engine import graph
 from llama2_py.engine.checkpoint import Checkpoint, Config
@@ -267,6 +268,15 @@ def test_the_noise_of_a_product_is_what_programs_are_expected_to_err_by(n, is_al
     y = operations.dot(w, x)
     sigma = math.sqrt(0.09 * operations.dot(w, w) * operations.dot(x, x) + 0.06 * n * y * y) * 2.0**-24
     assert operations.rms([v - y for v in found]) == pytest.approx(sigma, rel=0.05)
+
+
+def test_in_few_bits_a_result_is_moved_by_its_rounding():
+    values = [float(i % 7 + 1) for i in range(5000)]
+    few_bits = noise.NoisyInFewBits(2.0**-9)
+    for op, roundings in ("q", ROUNDED), ("swiglu", ROUNDED_TWICE), ("ffn_norm", ROUNDED_TWICE), ("gate", 0.0):
+        off = [(a - b) / b for a, b in zip(few_bits.passed_on(0, op, values), values, strict=True)]
+        assert operations.rms(off) == pytest.approx(roundings * 2.0**-9, rel=0.05)
+    assert noise.Noisy().passed_on(0, "q", values) == values
 
 
 def test_noise_is_drawn_until_its_luck_weighs_little():

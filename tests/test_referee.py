@@ -161,6 +161,7 @@ def test_one_element_settles_a_product_if_both_reveal(run, capfdbinary, kind, wr
     assert needed.endswith(f"trace.py rows CHECKPOINT {tensor} {layer} {both}")
     rows = [first, first + 1] if kind in ("q", "k") else [first]
     code, message, _ = command(capfdbinary, "rows", model, tensor, layer, *rows, program=tracing)
+    assert code == 0
     (folder / "rows").write_bytes(message)
     code, out, _ = command(capfdbinary, "judge", a, b, *reveals, folder / "rows", program=tracing)
     assert out.decode().splitlines()[0] == "the logs were not held against heads that were published (--roots)"

@@ -960,6 +960,16 @@ def test_a_line_that_no_log_has_is_measured_before_it_is_read(tmp_path, traces):
     assert peak_of(tmp_path, "root", tmp_path / "long") < 16
 
 
+def test_a_line_may_have_as_many_bytes_as_the_limit_says(monkeypatch, traces):
+    longest = max(map(len, read_lines(traces["op"])))
+    for limit in longest, longest - 1:
+        monkeypatch.setattr("llama2_py.log.reading.MAX_LINE", limit)
+        monkeypatch.setattr(events, "MAX_LINE", limit)
+        with pytest.raises(ValueError, match=f"more than the {limit} bytes") if limit < longest else (
+                contextlib.nullcontext()):
+            formats.read(traces["op"])
+
+
 def test_a_long_log_is_read_line_by_line(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "IN_MEMORY", 100)
     header = {**HEADER, "level": "op", "steps": 2, "tokens": [1]}
