@@ -497,6 +497,20 @@ def test_a_rounding_that_explains_the_first_step_and_no_other_is_not_named(path)
             assert bool(searched.best([rounded], "roundings")) == (not other)
 
 
+def test_what_explains_the_logits_to_rounding_leaves_its_own_kind_alone_to_be_tried(path, monkeypatch):
+    mistakes = [SimpleNamespace(name=op, changes=(op,), rough=False) for op in ("logits", "q", "gate", "weights", "up")]
+    noises, tried = {"logits": 3.0, "q": 0.9, "weights": 0.7}, []
+
+    def sifted(mistake):
+        tried.append(mistake.name)
+        return search.Fit(noises.get(mistake.name, 0.9), 1e6)
+
+    with llama2.Transformer(path) as model:
+        searched = search.Search(model.shard, TOKENS, [search.Seen([1.0] * 48, [0.0] * 48, 1e-7)], FLOAT32, Budget())
+        monkeypatch.setattr(searched, "sifted", sifted)
+        assert searched.best(mistakes, "mistakes") == ["weights", "q"] and tried == ["logits", "q", "weights"]
+
+
 def test_a_constant_that_is_only_near_is_about():
     CONFIG = Config(16, 24, 2, 4, 2, 280, 4)
     assert constants.named(constants.EPSILON, 1e-6, 9.4e-7, CONFIG) == "epsilon is 1e-06, not 1e-05"
