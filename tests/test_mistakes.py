@@ -484,7 +484,7 @@ def test_what_no_rounding_makes_is_impossible_and_what_it_hardly_makes_unlikely(
 
 
 def test_a_rounding_that_explains_the_first_step_and_no_other_is_not_named(path):
-    rounded = next(m for m in known(Checkpoint(path).config) if m.name == "values are bfloat16")
+    rounded = next(m for m in known(Checkpoint(path).config, 0) if m.name == "values are bfloat16")
     with llama2.Transformer(path) as model:
         for other in True, False:
             steps, kinds = [], (rounded, operations.Operations)
@@ -602,7 +602,7 @@ def test_measured_constants_stand_for_round_numbers_first():
 
 
 def test_a_mistake_that_enlarges_noise_is_measured_in_its_own(path, monkeypatch):
-    mistakes = known(Checkpoint(path).config)
+    mistakes = known(Checkpoint(path).config, 0)
     missing = next(mistake for mistake in mistakes if mistake.name.startswith("attention_residual is missing"))
     with llama2.Transformer(path) as model:
         rows = [operations.Model(kind, model.shard, TOKENS) for kind in (missing, operations.Operations)]

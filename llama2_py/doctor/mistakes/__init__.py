@@ -1,6 +1,6 @@
 """The mistakes that people make when they write a Llama.
 
-    for mistake in known(config):
+    for mistake in known(config, first_wrong):
         operations = mistake(shard, tokens, get)    # operations.Operations, with that mistake
         print(mistake.name, mistake.changes)
 

@@ -3,7 +3,7 @@ from llama2_py.doctor.mistakes import attention, feed_forward, formats, norms, r
 from llama2_py.doctor.mistakes.mistake import Kind
 
 
-def known(config, first_wrong: int = 0) -> list[Kind]:
+def known(config, first_wrong: int) -> list[Kind]:
     """The mistakes that can be made with a model; not those with a constant, which diagnosis.py measures. first_wrong:
     the first position that is wrong, from which attention's window is guessed."""
     return [
