@@ -12,7 +12,7 @@ import pytest
 import llama2
 from llama2_py.doctor import compare, constants, diagnosis, limits, noise, numbers, precision
 from llama2_py.doctor.mistakes.known import known
-from llama2_py.doctor import operations, report, search, singles
+from llama2_py.doctor import operations, report, search, simple, singles
 from llama2_py.doctor.budget import Budget
 from llama2_py.doctor.errors import ROUNDED, ROUNDED_TWICE
 from llama2_py.doctor.precision import PRECISIONS
@@ -549,6 +549,30 @@ def named_singles(model, change, right=RIGHT, tokens=FED, **more):
     model.forward(1, 0)  # which measures the classifier's rows
     seen = [search.Seen([change(pos, i, v) for i, v in enumerate(row)], row, 1e-7) for pos, row in enumerate(right)]
     return singles.single_logits(model.shard, tokens, seen, **more)
+
+
+def seen(change):
+    """Steps with the right logits, and with what becomes of them: change(position, row)."""
+    return [search.Seen(change(pos, row), row, 1e-7) for pos, row in enumerate(RIGHT)]
+
+
+def test_logits_in_few_bits_are_named_if_they_are_the_right_ones_rounded():
+    assert simple.rounded_logits(seen(lambda pos, row: list(map(f16, row)))) == ["logits are float16"]
+    assert simple.rounded_logits(seen(lambda pos, row: list(map(bf16, row)))) == ["logits are bfloat16"]
+    assert simple.rounded_logits(seen(lambda pos, row: row)) == []
+    for by in 1.02, -1.0:
+        assert simple.rounded_logits(seen(lambda pos, row, by=by: [f16(by * v) for v in row])) == []
+
+
+def test_logits_that_are_a_step_off_or_a_multiple_are_named():
+    (late,) = simple.out_of_step(seen(lambda pos, row: RIGHT[max(0, pos - 1)]), 3.0)
+    (early,) = simple.out_of_step(seen(lambda pos, row: RIGHT[min(4, pos + 1)]), 3.0)
+    assert late.startswith("rows are one step late") and early.startswith("rows are one step early")
+    assert simple.out_of_step(seen(lambda pos, row: row), 3.0) == []
+    (name,) = simple.scaled_logits(seen(lambda pos, row: [f32(v / 0.7) for v in row]), 3.0)
+    assert name == "logits are divided by 0.7: a temperature"
+    assert simple.scaled_logits(seen(lambda pos, row: [v / (0.7 + 0.01 * pos) for v in row]), 3.0) == []
+    assert simple.scaled_logits(seen(lambda pos, row: [-v for v in row]), 3.0) == []
 
 
 def test_a_row_is_named_only_where_all_other_logits_are_right(path):
