@@ -541,14 +541,8 @@ class RowTooEarly(Right):
 
 @wrong("RoPE turns k by position pos - 1, and the first by 0")
 class LateKeys(Right):
-    def layer(self, l, pos, x):
-        normed = self.norm("rms_att", l, x)
-        late = super().rope(self.matmul("wk", l, normed), max(0, pos - 1))
-        self.late = {pos: late}
-        return super().layer(l, pos, x)
-
-    def rope(self, x, pos):
-        return self.late[pos] if len(x) == self.c.kv_dim else super().rope(x, pos)
+    def turned(self, op, x, pos):
+        return super().turned(op, x, max(0, pos - 1) if op == "k" else pos)
 
 
 # ----------------------------------------------------------------------------
@@ -644,8 +638,9 @@ for op in "q", "k":
     by_op(f"RoPE turns {op} the other way", op, lambda self, x, pos: self.rope(x, -pos))
     by_op(f"RoPE turns {op} by position pos + 1", op, lambda self, x, pos: self.rope(x, pos + 1))
     by_op(f"RoPE turns {op} by position pos - 1", op, lambda self, x, pos: self.rope(x, pos - 1))
-    by_op(f"RoPE turns {op} by position pos - 1, and the first by 0", op, lambda self, x, pos: self.rope(
-        x, max(0, pos - 1)))
+
+
+by_op("RoPE turns q by position pos - 1, and the first by 0", "q", lambda self, x, pos: self.rope(x, max(0, pos - 1)))
 
 
 def counted(name, frequency, end=None):

@@ -18,7 +18,7 @@ from llama2_py.doctor.precision import PRECISIONS, RoundedCheckpoint, open_round
 from llama2_py.engine.half_precision import table
 from llama2_py.engine.models import open_checkpoint
 from tests.helpers import MODEL, command, edited, examples, make_checkpoint
-from tests.ports import SHAPE, TOKENS, OneCache, Right, records_of, rows_of
+from tests.ports import FORMULAS, SHAPE, TOKENS, OneCache, Right, records_of, rows_of
 
 ROUND = {"bfloat16": precision.bfloat16, "float16": precision.float16}
 
@@ -46,19 +46,7 @@ def in_few_bits(round_all, more=(), base=Right):
 STYLES = [(), ("matmul",), ("matmul", "score", "activation"), ("matmul", "dot", "softmax", "norm")]
 
 
-class Halves(Right):
-    def rope(self, x, pos):
-        result = list(x)
-        for h in range(0, len(x), self.hs):
-            for i in range(self.hs // 2):
-                first, second = h + i, h + i + self.hs // 2
-                result[first], result[second] = self.turn(x[first], x[second], self.angle(i, pos))
-        return result
-
-
-class Unscaled(Right):
-    def score(self, s, h, t, pos):
-        return s * math.sqrt(self.hs)
+Halves, Unscaled = FORMULAS["RoPE turns halves"], FORMULAS["scores are not divided by sqrt(hs)"]
 
 
 @pytest.fixture(scope="module")
