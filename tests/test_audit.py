@@ -297,6 +297,17 @@ def test_the_numbers_of_another_model_are_noticed(files, secrets, tmp_path):
     assert "position 0, embedding" in error.where and error.hint.endswith("more)")
 
 
+@pytest.mark.parametrize("events, hint", [([40], ""), ([40, 35], " (and 1 more)"), ([40, 35, 50], " (and 2 more)")])
+def test_the_first_fault_is_told_and_how_many_there_are(files, tmp_path, events, hint):
+    log = formats.read(Author(tmp_path, files["grouped"]).run().log)
+    tally = auditing.Tally()
+    for event in events:
+        tally.fault(event, f"event {event}", "k", 1, 2)
+    with pytest.raises(VerificationError) as error:
+        auditing.concluded(log, tally, False)
+    assert (error.value.where, error.value.hint) == (f"event {min(events)}", hint)
+
+
 def test_numbers_of_dialect_c_are_noticed(files, secrets, tmp_path):
     assert fault(Author(tmp_path, files["grouped"], arithmetic="c", steps=20).run(), secrets["grouped"])
 

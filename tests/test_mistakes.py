@@ -11,6 +11,7 @@ import pytest
 
 import llama2
 from llama2_py.doctor import compare, constants, diagnosis, limits, noise, numbers, precision
+from llama2_py.doctor.mistakes import weights
 from llama2_py.doctor.mistakes.known import known
 from llama2_py.doctor import operations, report, search, simple, singles
 from llama2_py.doctor.budget import Budget
@@ -549,6 +550,13 @@ def named_singles(model, change, right=RIGHT, tokens=FED, **more):
     model.forward(1, 0)  # which measures the classifier's rows
     seen = [search.Seen([change(pos, i, v) for i, v in enumerate(row)], row, 1e-7) for pos, row in enumerate(right)]
     return singles.single_logits(model.shard, tokens, seen, **more)
+
+
+@pytest.mark.parametrize("dim, hidden_dim, lanes", [
+    (36, 36, [8]), (32, 40, [16]), (64, 64, []), (288, 768, [64]), (30, 34, [4, 8, 16])])
+def test_loops_that_leave_out_the_same_columns_are_one_mistake(dim, hidden_dim, lanes):
+    kinds = weights.vector_tails(Config(dim, hidden_dim, 1, 1, 1, 16, 16))
+    assert [int(kind.name.split()[6]) for kind in kinds] == lanes
 
 
 def seen(change):
