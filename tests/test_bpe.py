@@ -106,9 +106,9 @@ def sentencepiece(bytes_=HEX, tokens=(), **parts):
         "added_tokens": [*special, *extra], **parts})
 
 
-def metaspace(scheme, split, **parts):
+def metaspace(scheme, parts_of_step, **parts):
     """A file of SentencePiece's kind that has a Metaspace in place of normalizers."""
-    step = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
+    step = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, **parts_of_step}
     return sentencepiece(**{"normalizer": None, "pre_tokenizer": step, "decoder": step, **parts})
 
 
@@ -125,9 +125,9 @@ FILES = {
     "fused unknowns": sentencepiece([]),
     "unknowns": sentencepiece([], fuse_unk=False, byte_fallback=False),
     "no unknown": sentencepiece([], unk_token=None, post_processor=None),
-    "Metaspace first": metaspace("first", False, tokens=ODD),
-    "Metaspace always": metaspace("always", True, tokens=ODD),
-    "Metaspace never": metaspace("never", True),
+    "Metaspace first": metaspace("first", {"split": False}, tokens=ODD),
+    "Metaspace always": metaspace("always", {"split": True}, tokens=ODD),
+    "Metaspace never": metaspace("never", {}),
 }
 
 TEXTS = [

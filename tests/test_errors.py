@@ -10,8 +10,9 @@ import pytest
 
 from llama2_py.doctor import errors
 from llama2_py.doctor.errors import SMALLEST, U
-from llama2_py.doctor.operations import dot, softmax
+from llama2_py.doctor.operations import dot, rms, softmax
 from llama2_py.engine.frequencies import scaled
+from tests.ports import f32
 
 WAYS = ["up", "down", *range(8)]
 
@@ -134,6 +135,26 @@ def test_rope_stays_within_its_bound(way, theta, by_exp):
             turns[i] = abs(math.cos(right)), abs(math.sin(right)), right, of_angle
         none = [0.0] * hs, [0.0] * hs
         within(theirs, y, errors.rope_errors(pairs, turns.__getitem__, x, none)[1])
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("positions", [range(1), range(1, 40), range(1000, 1040)])
+def test_what_rope_is_expected_to_err_by_is_what_float32_errs_by(size, positions):
+    """At position 0 nothing is rounded; at a late one the angles are."""
+    hs, sigmas = 16, []
+    pairs = [(i, i + 1, i // 2) for i in range(0, hs, 2)]
+    for pos in positions:
+        x, y, theirs, turns = [f32(v) for v in numbers(pos, hs, size)], [0.0] * hs, [0.0] * hs, {}
+        for first, second, i in pairs:
+            right = pos * 10000.0 ** (-2 * i / hs)
+            angle = f32(pos * f32(1 / f32(10000.0 ** f32(2 * i / hs))))
+            for out, turn, moved in (y, right, float), (theirs, angle, f32):
+                a, b, c, s = x[first], x[second], moved(math.cos(turn)), moved(math.sin(turn))
+                out[first], out[second] = (moved(moved(u) + moved(v)) for u, v in ((a * c, -b * s), (a * s, b * c)))
+            turns[i] = abs(math.cos(right)), abs(math.sin(right)), right, errors.angle_error(2 * i / hs, 9.2, None)
+        sigma, _ = errors.rope_errors(pairs, turns.__getitem__, x, ([0.0] * hs, [0.0] * hs))
+        sigmas += [abs(a - b) / s for a, b, s in zip(theirs, y, sigma, strict=True)]
+    assert positions == range(1) and max(sigmas) == 0 or 0.3 < rms(sigmas) < 1.5 and max(sigmas) < 8
 
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import random
+import resource
 import select
 import signal
 import struct
@@ -20,7 +21,7 @@ import llama2
 from llama2_py.engine import workers
 from llama2_py.engine.arithmetic import ARITHMETIC
 from llama2_py.engine.checkpoint import Checkpoint
-from llama2_py.engine.rows import Rows
+from llama2_py.engine.rows import Rows, free_memory
 from tests.helpers import (HERE, Scripted, bits, command, edited, examples, failure, forward_definition, interruptible,
                            make_checkpoint, numbers, run_forward, some, tell)
 
@@ -166,7 +167,6 @@ print(memory() - before, module.matrix_size(A, {rows}, {columns}))
 
 @pytest.mark.slow
 def test_a_model_larger_than_the_memory_is_read_from_the_map(tmp_path):
-    import resource
     path, limit = tmp_path / "large.bin", 300 * 2**20
     dim, layers, hidden = 512, 4, 2048
     weights = 280 * dim + 2 * layers * dim + layers * (4 * dim * dim + 3 * dim * hidden) + dim
@@ -253,6 +253,21 @@ def test_workers_end_with_the_run(tmp_path, kill, code):
     _, err = run.communicate(timeout=20)
     assert (run.returncode, err) == (code, b"")
     assert all(map(gone, workers))
+
+
+def test_where_the_system_does_not_say_half_of_its_memory_is_taken_to_be_free(monkeypatch):
+    def missing(*args):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("llama2_py.engine.rows.open", missing, raising=False)
+    monkeypatch.setattr("resource.getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
+    assert free_memory() == 2_048_000
+    monkeypatch.setattr("resource.getrlimit", lambda which: (1_000_000, resource.RLIM_INFINITY))
+    assert free_memory() == 1_000_000
+    monkeypatch.setattr("resource.getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    monkeypatch.setattr(os, "sysconf", missing)
+    assert free_memory() == 2**32
 
 
 @pytest.mark.slow
