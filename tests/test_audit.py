@@ -556,6 +556,16 @@ def test_what_cancels_leaves_no_more_than_a_float64_sum_may_err_by(seed):
     assert part_of_limit(probe, [x[i] for i in order], [0.0, 1e-8, 0.0], ROUNDINGS) > 1
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("d", [1, 16, 400])
+def test_what_a_sum_may_err_by_is_that_of_its_parts_times_their_number(size, d):
+    """Of d parts, of which no column has more than size: 2^-51 d sqrt(d) size |x|."""
+    x = [0.5] * d
+    probe = Probe((1.0,), (size,) + (0.0,) * (d - 1), size)
+    allowed = 2.0**-51 * d * math.sqrt(d) * size * math.hypot(*x)
+    assert part_of_limit(probe, x, [0.0], ROUNDINGS) == pytest.approx(0.5 * size / allowed)
+
+
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 3), st.floats(0, 3000, width=32))
 @examples(60)
 def test_a_turn_and_its_undoing_stay_within_the_limit(seed, heads, half, angle):
