@@ -3,6 +3,7 @@ import ctypes
 import math
 import random
 import struct
+import sys
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
@@ -23,6 +24,13 @@ def check_dots(rows, x):
             got = A.dots(A.Matrix([tuple(row) for row in rows]), A.operand(tuple(x)))
             assert bits(got) == bits([definition.dot(row, x) for row in rows]), A.name
         assert bits([A.dot(row, x) for row in rows]) == bits([definition.dot(row, x) for row in rows]), A.name
+
+
+@pytest.mark.parametrize("rows, columns", [(200, 64), (64, 200)])
+def test_the_memory_of_a_matrix_of_dialect_c_is_estimated(rows, columns):
+    matrix = C.Matrix([(1.0,) * columns] * rows)
+    took = sum(map(sys.getsizeof, matrix.columns)) + sys.getsizeof(matrix.columns)
+    assert 0.9 * took < matrix.memory(rows, columns) < 1.1 * took
 
 
 @given(st.lists(vectors, min_size=1, max_size=4))

@@ -80,7 +80,8 @@ def test_an_operation_in_a_steps_place_is_refused_and_the_other_way_round(level)
     {"p_value": 1.0000001}, {"seed": 0}, {"steps": 0}, {"steps": 9}, {"tokens": [1] * 9}, {"tokens": [50]},
     {"tokens": []}, {"tokens": [True]}, {"config": {**CONFIG, "dim": 0}}, {"config": {**CONFIG, "dim": 2**24}},
     {"config": {**CONFIG, "dim": 4.0}}, {"config": {**CONFIG, "shared_classifier": 1}},
-    {"config": {**CONFIG, "more": 1}},
+    {"config": {**CONFIG, "more": 1}}, {"config": {**CONFIG, "norm_epsilon": 1e-05}},
+    {"config": {**CONFIG, "eos": [7], "norm_epsilon": 1e-06}},
     {"config": dict(reversed(CONFIG.items()))}, {"config": []}, {"weights": "0" * 63}, {"temperature": 1},
     {"temperature": float("inf")}, {"level": "all"}, {"format": "llama2.py trace 3"}])
 def test_headers_that_no_run_has_are_refused(fields):

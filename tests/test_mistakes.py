@@ -319,6 +319,15 @@ def test_operations_outrank_logits(path, tmp_path, monkeypatch):
         assert compared(model, as_records(some), tmp_path / "theirs").settled == 0
 
 
+def test_what_a_consistent_verdict_does_not_show_is_said():
+    c = SimpleNamespace(not_finite=False, consistent=lambda: True, judged={})
+    (by_logits,) = report.advice(c, [])
+    c.judged = {"q": []}
+    (by_operations,) = report.advice(c, [])
+    shifted = "; and a mistake that changes no logit, such as RoPE with all positions shifted"
+    assert by_logits == by_operations + shifted and "with other tokens" in by_operations
+
+
 def test_nobody_is_told_to_dump_what_is_there(path, tmp_path):
     with llama2.Transformer(path) as model:
         port = port_with(path)
