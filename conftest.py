@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 import llama2
 from llama2_py import command, options, trace_command
 from tests.helpers import OPTIONS, SHARE, SHAPES, make_checkpoint, make_tokenizer
+from tests.ports import SHAPE
 
 os.environ.pop("PYTHONUNBUFFERED", None)  # it would hide what is left in a buffer when a process of these tests ends
 
@@ -59,6 +60,12 @@ def traces(files, tmp_path_factory):
             assert command.main([files["grouped"], "-z", files["tokenizer"], *OPTIONS, *more, "--trace",
                                 paths[name]]) == 0
     return paths
+
+
+@pytest.fixture(scope="session")
+def ports_path(tmp_path_factory):
+    """Path of a checkpoint for the ports."""
+    return make_checkpoint(tmp_path_factory.mktemp("ports") / "model.bin", **SHAPE)
 
 
 @pytest.fixture

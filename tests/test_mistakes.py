@@ -19,8 +19,9 @@ from llama2_py.doctor.errors import ROUNDED, ROUNDED_TWICE
 from llama2_py.doctor.precision import PRECISIONS
 from llama2_py.engine import graph
 from llama2_py.engine.checkpoint import Checkpoint, Config
+from tests.formulas import port_with
 from tests.helpers import make_checkpoint, run_forward, some
-from tests.ports import TOKENS, bf16, f16, f32, port_with
+from tests.ports import TOKENS, bf16, f16, f32
 
 FLOAT32 = PRECISIONS["float32"]
 
